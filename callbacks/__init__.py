@@ -1,0 +1,1 @@
+"""What runs beside a RunEngine: document log, link to the service, assemblers, plans."""

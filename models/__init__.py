@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: denoising, super-resolution, regions and XANES chemistry."""

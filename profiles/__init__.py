@@ -1,0 +1,1 @@
+"""Beamlines as data and startup files, and the simulated beamlines with their known samples."""

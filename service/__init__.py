@@ -1,0 +1,1 @@
+"""The processes: ingest, journal, broker, workers, Tiled writer, rescans and the command line."""

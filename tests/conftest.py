@@ -1,0 +1,35 @@
+"""Every test leaves no thread and no child process behind."""
+
+import threading
+import time
+
+import psutil
+import pytest
+
+_GRACE_S = 5.0
+# Pools that libraries keep for the life of the process; they belong to nobody's test.
+_SHARED = ("tqdm", "asyncio_", "AnyIO", "ThreadPoolExecutor", "bluesky-run-engine", "pytest_timeout", "ophyd")
+
+
+def _threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if not t.name.startswith(_SHARED)}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    threads = _threads()
+    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    deadline = time.monotonic() + _GRACE_S
+    while True:
+        left_threads = [t.name for t in _threads() - threads if t.is_alive()]
+        left_children = [
+            f"{child.pid} {child.name()}"
+            for child in psutil.Process().children(recursive=True)
+            if child.pid not in children and child.status() != psutil.STATUS_ZOMBIE
+        ]
+        if not left_threads and not left_children:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: threads {left_threads}, processes {left_children}")
+        threading.Event().wait(0.02)
