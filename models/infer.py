@@ -197,10 +197,9 @@ class Denoiser:
                 at_once = max(1, _PIXELS_AT_ONCE.get(self.device.type, 2**19) // area)
                 for first in range(0, count, at_once):
                     piece = padded[first : first + at_once, :, r0:r1, c0:c1].to(self.device)
-                    mean = sum(_forward(net, piece, k, bfloat16) for k in symmetries) / len(
-                        symmetries
-                    )
-                    out[first : first + at_once, :, r0:r1, c0:c1] += mean.cpu() * ramp
+                    for symmetry in symmetries:
+                        answer = _forward(net, piece, symmetry, bfloat16).cpu()
+                        out[first : first + at_once, :, r0:r1, c0:c1] += answer * ramp
         out /= weight * len(symmetries)
         top, left = (high - rows) // 2, (wide - cols) // 2
         return out[..., top : top + rows, left : left + cols].numpy().copy()
