@@ -1,0 +1,164 @@
+"""Result files: HDF5 with contiguous datasets, complete and on disk before their name exists."""
+
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from inscan.service.digest import digest_arrays
+from inscan.service.processed import Processed, ResultArray
+
+FORMAT = 1
+DATA = "entry/data"
+"""Group of the arrays: `values` is the dataset `entry/data/values`."""
+
+
+class ResultFileError(ValueError):
+    """A file that is no result of ours, or is damaged."""
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """A result as read back: the processed arrays, and the `meta` written beside them."""
+
+    processed: Processed
+    meta: dict[str, Any]
+
+
+def write_result(
+    path: Path,
+    processed: Processed,
+    meta: dict[str, Any],
+    *,
+    timings: dict[str, float] | None = None,
+) -> str:
+    """Write a result so that nobody ever sees half of it.
+
+    Parameters
+    ----------
+    path : Path
+        Its final name; the folder exists. An older file of that name is replaced in one step.
+    processed : Processed
+        Arrays of any shape, float32 or bool; report and regions that JSON can hold.
+    meta : dict
+        What belongs beside the arrays: key, run_uid, geometry, units.
+    timings : dict or None
+        Receives `written` and `synced`, in seconds.
+
+    Returns
+    -------
+    str
+        Digest of the arrays (`inscan.service.digest`): equal for equal results, whatever their
+        report says.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be written; nothing is left behind.
+    """
+    started = time.monotonic()
+    arrays = {array.name: np.ascontiguousarray(array.values) for array in processed.arrays}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    # The digest is taken while the disk works: neither waits for the other.
+    digests: list[str] = []
+    digester = threading.Thread(target=lambda: digests.append(digest_arrays(arrays)), name="digest")
+    digester.start()
+    try:
+        with h5py.File(temporary, "w", libver="latest") as file:
+            _fill(file, processed, arrays, meta)
+        written = time.monotonic()
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        digester.join()
+    if timings is not None:
+        timings["written"] = written - started
+        timings["synced"] = time.monotonic() - written
+    return digests[0]
+
+
+def read_result(path: Path) -> StoredResult:
+    """Read a result file whole.
+
+    Raises
+    ------
+    ResultFileError
+        When the file is not HDF5 or not of this format.
+    FileNotFoundError
+        When there is none.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no result file {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            if int(file.attrs["inscan_format"]) != FORMAT:
+                raise ResultFileError(
+                    f"{path}: result format {int(file.attrs['inscan_format'])}, this version reads "
+                    f"{FORMAT}"
+                )
+            group = file[DATA]
+            assert isinstance(group, h5py.Group)
+            arrays = [_read_array(name, group) for name in json.loads(str(group.attrs["order"]))]
+            report, regions, meta = (_json(file, name) for name in ("report", "regions", "meta"))
+    except (OSError, KeyError) as error:
+        raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
+    return StoredResult(Processed(arrays, report, regions), meta)
+
+
+def _fill(
+    file: h5py.File, processed: Processed, arrays: dict[str, np.ndarray], meta: dict[str, Any]
+) -> None:
+    file.attrs["inscan_format"] = FORMAT
+    group = file.create_group(DATA)
+    group.attrs["order"] = json.dumps([array.name for array in processed.arrays])
+    for array in processed.arrays:
+        dataset = group.create_dataset(array.name, data=arrays[array.name])
+        dataset.attrs["dims"] = json.dumps(array.dims)
+        dataset.attrs["units"] = array.units
+        if array.labels is not None:
+            dataset.attrs["labels"] = json.dumps(array.labels)
+    # Datasets, not attributes: an attribute may not pass 64 KiB, and a report can.
+    text = h5py.string_dtype("utf-8")
+    for name, value in (
+        ("report", processed.report),
+        ("regions", processed.regions),
+        ("meta", meta),
+    ):
+        file.create_dataset(f"entry/{name}", data=json.dumps(value), dtype=text)
+
+
+def _read_array(name: str, group: h5py.Group) -> ResultArray:
+    dataset = group[name]
+    assert isinstance(dataset, h5py.Dataset)
+    labels = dataset.attrs.get("labels")
+    return ResultArray(
+        name=name,
+        dims=tuple(json.loads(str(dataset.attrs["dims"]))),
+        units=str(dataset.attrs["units"]),
+        values=np.asarray(dataset[...]),
+        labels=None if labels is None else json.loads(str(labels)),
+    )
+
+
+def _json(file: h5py.File, name: str) -> Any:
+    dataset = file[f"entry/{name}"]
+    assert isinstance(dataset, h5py.Dataset)
+    return json.loads(dataset.asstr()[()])
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

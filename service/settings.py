@@ -1,0 +1,238 @@
+"""Settings of the service: one YAML file, every key checked, everything on this machine unless said
+otherwise."""
+
+import difflib
+import ipaddress
+import os
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from inscan.service.messages import Recipe
+
+GIB = 1 << 30
+
+
+class SettingsError(ValueError):
+    """A settings file that cannot be used; the message names the file, the key and the remedy."""
+
+
+def default_state_dir() -> Path:
+    """`$XDG_STATE_HOME/inscan`, by default `~/.local/state/inscan`."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "inscan"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TiledSettings(_Strict):
+    """Where results go. Without `uri` the service starts a Tiled of its own in the state
+    directory."""
+
+    uri: str | None = None
+    """Address of a running Tiled, for example `http://127.0.0.1:8000`."""
+    api_key: SecretStr | None = None
+    """Key for `uri`; only the service's writer holds it. Better from the environment:
+    `INSCAN_TILED_API_KEY`."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port of the embedded Tiled; 0 takes any free one."""
+    readable_storage: Path | None = None
+    """Folder shared with a foreign Tiled and readable by it; without it results are uploaded."""
+
+
+class Settings(_Strict):
+    """All settings of `inscan serve`; times in seconds, sizes in bytes."""
+
+    state_dir: Path = Field(default_factory=default_state_dir)
+    """Spool, results, journal and lock; one service at a time."""
+    profiles: tuple[str, ...] = ("sim_xrf", "sim_txm")
+    """Beamline profiles by shipped name or path; the first that matches a run is used."""
+    ingest: str = "tcp://127.0.0.1:5620"
+    """Where documents arrive; port 0 takes any free one."""
+    broker: str = "tcp://127.0.0.1:5621"
+    """Where workers dial in."""
+    spool: str = "tcp://127.0.0.1:5622"
+    """Where workers of other machines fetch arrays and put results."""
+    tiled: TiledSettings = TiledSettings()
+    workers: int = Field(default=1, ge=0, le=256)
+    """Worker processes started by the service; 0 when they all dial in from elsewhere."""
+    worker_threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads of each worker started here; by default the cores shared out among them."""
+    budgets: dict[Recipe, float] = Field(
+        default_factory=lambda: {
+            "n2n": 600.0,
+            "superres": 600.0,
+            "subspace": 600.0,
+            "spectral": 1800.0,
+        }
+    )
+    """Longest time that one dispatch of a recipe may take before it is cancelled and failed."""
+    lease_s: float = Field(default=10.0, gt=0)
+    """A worker unheard of for so long has lost its job."""
+    hb_s: float = Field(default=1.0, gt=0)
+    """Time between heartbeats of a worker; less than a third of `lease_s`."""
+    progress_s: float = Field(default=120.0, gt=0)
+    """A worker that lives but whose job does not move for so long is hung: the job goes
+    elsewhere."""
+    drain_s: float = Field(default=20.0, gt=0)
+    """Time to finish running jobs after SIGTERM before they are handed back."""
+    incomplete_after: float = Field(default=300.0, gt=0)
+    """A run without `stop` whose link is gone for so long is recorded as incomplete."""
+    spool_budget: int = Field(default=200 * GIB, gt=0)
+    """Most bytes the spool may hold."""
+    min_free: int = Field(default=GIB, ge=0)
+    """Bytes of the disk that the spool leaves free."""
+    keep_spool: bool = False
+    """Keep the assembled arrays after the result is in Tiled; by default they are deleted."""
+    data_roots: tuple[Path, ...] = ()
+    """Folders from which external detector files may be read, besides those of the profiles."""
+    rescan: Literal["off", "suggest", "approve", "auto"] | None = None
+    """Overrides the mode of every profile."""
+
+    @field_validator("ingest", "broker", "spool")
+    @classmethod
+    def _loopback_only(cls, address: str) -> str:
+        return check_address(address)
+
+    @field_validator("hb_s")
+    @classmethod
+    def _beats_often(cls, value: float, info: Any) -> float:
+        lease = info.data.get("lease_s")
+        if lease is not None and value * 3 > lease:
+            raise ValueError(f"hb_s {value:g} must be at most a third of lease_s {lease:g}")
+        return value
+
+    @property
+    def journal_path(self) -> Path:
+        return self.state_dir / "journal.db"
+
+    @property
+    def spool_dir(self) -> Path:
+        return self.state_dir / "spool"
+
+    @property
+    def results_dir(self) -> Path:
+        return self.state_dir / "results"
+
+    @property
+    def live_dir(self) -> Path:
+        return self.state_dir / "live"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.state_dir / "log"
+
+    @property
+    def service_file(self) -> Path:
+        return self.state_dir / "service.json"
+
+
+def check_address(address: str) -> str:
+    """Refuse what is not `tcp://HOST:PORT` on this machine's loopback.
+
+    Raises
+    ------
+    ValueError
+        Naming the address and what to write instead.
+    """
+    scheme, _, rest = address.partition("://")
+    host, colon, port = rest.rpartition(":")
+    if scheme != "tcp" or not colon or not port.isdigit() or int(port) > 65535:
+        raise ValueError(
+            f"{address!r} is no address: write tcp://127.0.0.1:PORT (port 0 takes any free one)"
+        )
+    if host == "localhost":
+        return address
+    try:
+        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ValueError(
+            f"{address!r} can be reached from other machines, and this version has no "
+            "authentication for that: "
+            f"write tcp://127.0.0.1:{port}, and let workers of other machines in through an ssh "
+            "tunnel"
+        )
+    return address
+
+
+def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
+    """Read settings from a YAML file; keyword arguments win over it.
+
+    Parameters
+    ----------
+    path : Path or None
+        The file; None for defaults alone.
+    **overrides
+        Settings by name; None is passed over. `INSCAN_TILED_API_KEY` in the environment sets
+        `tiled.api_key` where the
+        file does not.
+
+    Raises
+    ------
+    SettingsError
+        When the file cannot be read, is not a mapping, or holds a key or value that is not
+        understood.
+    """
+    data: dict[str, Any] = {}
+    where = "settings" if path is None else str(path)
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SettingsError(f"settings file {path} cannot be read: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise SettingsError(
+                f"settings file {path}: expected `key: value` lines, got a {type(loaded).__name__}"
+            )
+        data.update(loaded or {})
+    data.update({name: value for name, value in overrides.items() if value is not None})
+    key = os.environ.get("INSCAN_TILED_API_KEY")
+    tiled = data.get("tiled")
+    if key and (tiled is None or (isinstance(tiled, dict) and "api_key" not in tiled)):
+        data["tiled"] = {**(tiled or {}), "api_key": key}
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(where, item) for item in error.errors())) from None
+
+
+def _explain(where: str, item: Any) -> str:
+    path = [str(part) for part in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        valid = _keys_at(Settings, path[:-1])
+        close = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(valid)}"
+        return f"{where}: unknown key {'.'.join(path)!r}; {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    # A value of `tiled.api_key` must not be quoted back; pydantic's message alone never holds the
+    # input.
+    return f"{where}: {'.'.join(path)}: {message}"
+
+
+def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None:
+            return []
+        annotation: Any = field.annotation
+        options = (
+            get_args(annotation)
+            if get_origin(annotation) in (Union, types.UnionType)
+            else (annotation,)
+        )
+        nested = [
+            option
+            for option in options
+            if isinstance(option, type) and issubclass(option, BaseModel)
+        ]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
