@@ -1,0 +1,368 @@
+"""Where a map lies: seq_num to pixel to motor position, and back.
+
+Only this module reads shapes and extents of start documents. Rows are the slow axis. A pixel's
+position is its centre; a region's range reaches to the outer edges of its pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from inscan.callbacks.profile import start_value
+from inscan.callbacks.profile_sections import Geometry
+
+__all__ = ["GeometryError", "RegionOfInterest", "ScanGeometry", "region_from_box"]
+
+# A pixel in a start document costs memory here; no instrument comes near this.
+_MOST_PIXELS = 1 << 28
+
+
+class GeometryError(ValueError):
+    """A start document that does not say where the map lies."""
+
+
+@dataclass(frozen=True)
+class ScanGeometry:
+    """A raster of ``shape`` pixels.
+
+    Attributes
+    ----------
+    shape
+        (row, col): number of slow and fast positions, each at least 1.
+    slow_motor, fast_motor
+        Names of the motors.
+    slow_units, fast_units
+        Units of the motors, ``""`` when unknown.
+    slow_first, slow_last, fast_first, fast_last
+        Positions of the centres of the first and last pixel, in motor units. The last may be below
+        the first: the scan then goes down.
+    snaking
+        Every second row was taken from last to first.
+    """
+
+    shape: tuple[int, int]
+    slow_motor: str
+    fast_motor: str
+    slow_units: str
+    fast_units: str
+    slow_first: float
+    slow_last: float
+    fast_first: float
+    fast_last: float
+    snaking: bool
+
+    def __post_init__(self) -> None:
+        rows, cols = self.shape
+        if rows < 1 or cols < 1 or rows * cols > _MOST_PIXELS:
+            raise GeometryError(
+                f"shape {self.shape}: expected (row, col), each at least 1, at most"
+                f" {_MOST_PIXELS} pixels"
+            )
+        ends = (self.slow_first, self.slow_last, self.fast_first, self.fast_last)
+        if not all(math.isfinite(end) for end in ends):
+            raise GeometryError(f"extents {ends}: every position must be finite")
+        for name, count, first, last in (
+            (self.slow_motor, rows, self.slow_first, self.slow_last),
+            (self.fast_motor, cols, self.fast_first, self.fast_last),
+        ):
+            if count > 1 and first == last:
+                raise GeometryError(f"{name}: {count} positions, but all of them at {first}")
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def slow_step(self) -> float:
+        """Signed distance of rows. One row: the width of a column, unsigned, else 1."""
+        return self._steps()[0]
+
+    @property
+    def fast_step(self) -> float:
+        """Signed distance of columns. One column: the height of a row, unsigned, else 1."""
+        return self._steps()[1]
+
+    def _steps(self) -> tuple[float, float]:
+        rows, cols = self.shape
+        slow = (self.slow_last - self.slow_first) / (rows - 1) if rows > 1 else 0.0
+        fast = (self.fast_last - self.fast_first) / (cols - 1) if cols > 1 else 0.0
+        return slow or abs(fast) or 1.0, fast or abs(slow) or 1.0
+
+    def pixel_of(self, seq_num: int) -> tuple[int, int]:
+        """Return (row, col) of an event; IndexError outside 1 ... size."""
+        if not 1 <= seq_num <= self.size:
+            raise IndexError(f"seq_num {seq_num}: a map of {self.shape} has 1 to {self.size}")
+        row, col = divmod(seq_num - 1, self.shape[1])
+        return row, self.shape[1] - 1 - col if self.snaking and row % 2 else col
+
+    def flat_pixels(self, first: int, stop: int) -> np.ndarray:
+        """Return row * n_col + col of seq_nums ``first`` to ``stop`` - 1, (n,) int64."""
+        index = np.arange(first - 1, stop - 1)
+        row, col = np.divmod(index, self.shape[1])
+        if self.snaking:
+            col = np.where(row % 2 == 1, self.shape[1] - 1 - col, col)
+        return row * self.shape[1] + col
+
+    def seq_num_of(self, row: int, col: int) -> int:
+        """Return the seq_num of a pixel; IndexError outside the map."""
+        self._check(row, col)
+        if self.snaking and row % 2:
+            col = self.shape[1] - 1 - col
+        return row * self.shape[1] + col + 1
+
+    def position_of(self, row: int, col: int) -> tuple[float, float]:
+        """Return (slow, fast) of a pixel's centre in motor units; IndexError outside the map."""
+        self._check(row, col)
+        return (
+            _between(self.slow_first, self.slow_last, row, self.shape[0]),
+            _between(self.fast_first, self.fast_last, col, self.shape[1]),
+        )
+
+    def positions(self) -> np.ndarray:
+        """Return the centres of all pixels, (2, row, col) float64: slow, fast in motor units."""
+        slow = np.linspace(self.slow_first, self.slow_last, self.shape[0])
+        fast = np.linspace(self.fast_first, self.fast_last, self.shape[1])
+        return np.stack(np.meshgrid(slow, fast, indexing="ij"))
+
+    def pixel_at(self, slow: float, fast: float) -> tuple[int, int]:
+        """Return the pixel around a position (motor units); ValueError outside the field."""
+        row = (slow - self.slow_first) / self.slow_step
+        col = (fast - self.fast_first) / self.fast_step
+        for name, index, count in (
+            (self.slow_motor, row, self.shape[0]),
+            (self.fast_motor, col, self.shape[1]),
+        ):
+            # A hair more than the half pixel: the outer edges belong to the field.
+            if not -0.5 - 1e-9 <= index <= count - 0.5 + 1e-9:
+                low, high = self.field()[0 if name == self.slow_motor else 1]
+                raise ValueError(
+                    f"({slow}, {fast}): {name} lies outside the field {low} ... {high}"
+                )
+        return (
+            min(max(math.floor(row + 0.5), 0), self.shape[0] - 1),
+            min(max(math.floor(col + 0.5), 0), self.shape[1] - 1),
+        )
+
+    def field(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return ((low, high) slow, (low, high) fast): outer edges in motor units."""
+        return self.ranges((0, self.shape[0], 0, self.shape[1]))
+
+    def ranges(
+        self, box: tuple[float, float, float, float]
+    ) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the outer edges ((low, high) slow, (low, high) fast) of a half-open pixel box.
+
+        ``box`` is (row0, row1, col0, col1); fractions of a pixel are allowed.
+        """
+        slow = [self.slow_first + (edge - 0.5) * self.slow_step for edge in box[:2]]
+        fast = [self.fast_first + (edge - 0.5) * self.fast_step for edge in box[2:]]
+        return (min(slow), max(slow)), (min(fast), max(fast))
+
+    def with_units(self, units: Mapping[str, str]) -> ScanGeometry:
+        """Return the same raster with the motors' units taken from ``units`` where they are named.
+
+        The numbers stay: a plan's extents are in the motors' own units.
+        """
+        return replace(
+            self,
+            slow_units=units.get(self.slow_motor, self.slow_units),
+            fast_units=units.get(self.fast_motor, self.fast_units),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able mapping; `from_dict` reads it."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> ScanGeometry:
+        """Read what `to_dict` wrote; GeometryError when it is something else."""
+        try:
+            rows, cols = mapping["shape"]
+            return cls(**{**mapping, "shape": (int(rows), int(cols))})
+        except (KeyError, TypeError, ValueError) as error:
+            raise GeometryError(f"not a scan geometry: {error}") from error
+
+    @classmethod
+    def from_start(
+        cls,
+        start: Mapping[str, Any],
+        keys: Geometry | None = None,
+        units: Mapping[str, str] | None = None,
+    ) -> ScanGeometry:
+        """Read the raster from a start document.
+
+        Parameters
+        ----------
+        start
+            Start document.
+        keys
+            Where it says what; None: as Bluesky's grid plans write it.
+        units
+            Units per motor, from a descriptor; None: not known yet.
+
+        Raises
+        ------
+        GeometryError
+            A key is missing or does not describe two axes.
+        """
+        keys = keys or Geometry()
+        shape = _pair(start, keys.shape)
+        extents = _pair(start, keys.extents)
+        motors = _pair(start, keys.motors)
+        snaking = start_value(start, keys.snaking)
+        if isinstance(snaking, Sequence) and not isinstance(snaking, str):
+            # The slow axis never snakes; with the fast axis first its flag comes first.
+            snaking = snaking[0 if keys.order == "fast_slow" else -1] if snaking else False
+        axes = [0, 1] if keys.order == "slow_fast" else [1, 0]
+        slow, fast = axes
+        try:
+            if any(float(count) != int(count) for count in shape):
+                raise GeometryError(f"start.{keys.shape} = {shape!r}: counts must be whole")
+            geometry = cls(
+                shape=(int(shape[slow]), int(shape[fast])),
+                slow_motor=str(motors[slow]),
+                fast_motor=str(motors[fast]),
+                slow_units=keys.units or "",
+                fast_units=keys.units or "",
+                slow_first=float(extents[slow][0]),
+                slow_last=float(extents[slow][1]),
+                fast_first=float(extents[fast][0]),
+                fast_last=float(extents[fast][1]),
+                snaking=bool(snaking),
+            )
+        except GeometryError:
+            raise
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+            raise GeometryError(
+                f"start.{keys.shape} = {shape!r} and start.{keys.extents} = {extents!r}: expected"
+                f" [rows, cols] and [[first, last], [first, last]]: {error}"
+            ) from error
+        return geometry.with_units(units or {})
+
+    def _check(self, row: int, col: int) -> None:
+        if not (0 <= row < self.shape[0] and 0 <= col < self.shape[1]):
+            raise IndexError(f"pixel ({row}, {col}) is outside a map of {self.shape}")
+
+
+def _pair(start: Mapping[str, Any], path: str) -> Sequence[Any]:
+    value = start_value(start, path)
+    if value is None:
+        raise GeometryError(f"the start document has no {path!r}")
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise GeometryError(f"start.{path} = {value!r:.80}: expected two axes")
+    return value
+
+
+def _between(first: float, last: float, index: int, count: int) -> float:
+    """Same arithmetic as numpy.linspace: the same position for the same pixel, to the bit."""
+    if count == 1:
+        return first
+    if index == count - 1:
+        return last
+    return index * ((last - first) / (count - 1)) + first
+
+
+@dataclass(frozen=True)
+class RegionOfInterest:
+    """A box on the sample that is worth measuring better.
+
+    Attributes
+    ----------
+    slow_range, fast_range
+        (low, high): outer edges in motor units.
+    box
+        (row0, row1, col0, col1) of the survey map, half open, before padding.
+    score
+        Log-likelihood ratio against background; larger is surer.
+    reason
+        Why it was chosen, in words.
+    label
+        Short name, unique within a run.
+    """
+
+    slow_range: tuple[float, float]
+    fast_range: tuple[float, float]
+    box: tuple[int, int, int, int]
+    score: float
+    reason: str
+    label: str
+
+    @property
+    def area(self) -> float:
+        """Area in products of the motor units."""
+        return (self.slow_range[1] - self.slow_range[0]) * (self.fast_range[1] - self.fast_range[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able mapping; `from_dict` reads it."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> RegionOfInterest:
+        """Read what `to_dict` wrote; ValueError when it is something else."""
+        try:
+            row0, row1, col0, col1 = (int(edge) for edge in mapping["box"])
+            slow_low, slow_high = (float(edge) for edge in mapping["slow_range"])
+            fast_low, fast_high = (float(edge) for edge in mapping["fast_range"])
+            return cls(
+                slow_range=(slow_low, slow_high),
+                fast_range=(fast_low, fast_high),
+                box=(row0, row1, col0, col1),
+                score=float(mapping["score"]),
+                reason=str(mapping["reason"]),
+                label=str(mapping["label"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a region of interest: {error!r}") from error
+
+
+def region_from_box(
+    geometry: ScanGeometry,
+    box: tuple[int, int, int, int],
+    *,
+    padding: float = 0.0,
+    score: float = 0.0,
+    reason: str = "",
+    label: str = "",
+) -> RegionOfInterest:
+    """Return the region of a pixel box, padded and clipped to the field of the map.
+
+    Parameters
+    ----------
+    geometry
+        Raster of the survey.
+    box
+        (row0, row1, col0, col1), half open, in survey pixels.
+    padding
+        Survey pixels added on each side.
+    score, reason, label
+        See `RegionOfInterest`.
+
+    Raises
+    ------
+    ValueError
+        The box is empty or outside the map, or the padding is negative.
+    """
+    row0, row1, col0, col1 = box
+    rows, cols = geometry.shape
+    if not (0 <= row0 < row1 <= rows and 0 <= col0 < col1 <= cols):
+        raise ValueError(f"box {box}: expected 0 <= start < stop within {geometry.shape}")
+    if not padding >= 0:
+        raise ValueError(f"padding {padding}: expected 0 or more survey pixels")
+    slow, fast = geometry.ranges(
+        (
+            max(row0 - padding, 0),
+            min(row1 + padding, rows),
+            max(col0 - padding, 0),
+            min(col1 + padding, cols),
+        )
+    )
+    return RegionOfInterest(slow, fast, (row0, row1, col0, col1), score, reason, label)

@@ -1,0 +1,254 @@
+"""A beamline as data: which documents, data keys, elements, methods and limits are what.
+
+A profile is one YAML file. Every key is described in its field's docstring, which is also what
+``inscan config explain`` prints. Unknown keys are errors: a misspelt limit must never be ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticUndefined
+
+from inscan.callbacks.profile_sections import (
+    TXM,
+    XRF,
+    Geometry,
+    Method,
+    NotNegative,
+    Part,
+    Rescan,
+    Scalar,
+    ServiceAddress,
+)
+from inscan.callbacks.references import Reference, read_references
+
+__all__ = [
+    "BeamlineProfile",
+    "ProfileError",
+    "explain_errors",
+    "explain_profile",
+    "load_profile",
+    "matches",
+    "profile_schema",
+    "shipped_profiles",
+    "start_value",
+]
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; says which file, which key, and what was expected."""
+
+
+class BeamlineProfile(Part):
+    """One beamline (or one instrument of it)."""
+
+    name: str
+    """Short name, used in results and reports."""
+    description: str = ""
+    """What it is, for people."""
+    technique: Literal["xrf", "txm"]
+    """``xrf``: fluorescence maps. ``txm``: full-field energy stacks."""
+    match: Annotated[Mapping[str, Scalar | tuple[Scalar, ...]], Field(min_length=1)]
+    """Which runs are ours: dotted path in the start document and its value (or a list of values).
+    All must agree. Do not use plan_name: it is only the outermost plan."""
+    data_roots: tuple[Path, ...] = ()
+    """Absolute folders under which detector files may be read, added to the service's own. Files
+    elsewhere are refused. Empty: only the service's."""
+    read_deadline: NotNegative = 10.0
+    """Time that the end of a run waits for detector files to become readable, in s. 0: none."""
+    service: ServiceAddress = ServiceAddress()
+    """Where the service listens."""
+    geometry: Geometry = Geometry()
+    """Where the layout of a map is found (technique xrf)."""
+    xrf: XRF | None = None
+    """Keys and elements; needed for technique xrf, forbidden otherwise."""
+    txm: TXM | None = None
+    """Keys and edge; needed for technique txm, forbidden otherwise."""
+    method: Method
+    """What is computed."""
+    rescan: Rescan = Rescan()
+    """What may be measured again."""
+    folder: Path | None = Field(default=None, exclude=True)
+    """Folder of the profile file, against which ``references.file`` is read. Set on loading; null:
+    the current folder."""
+
+    @field_validator("data_roots")
+    @classmethod
+    def _absolute(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
+        for root in roots:
+            if not root.is_absolute():
+                raise ValueError(f"{root} is not an absolute folder; write it from / on")
+        return roots
+
+    @model_validator(mode="after")
+    def _one_technique(self) -> BeamlineProfile:
+        for name in ("xrf", "txm"):
+            given = getattr(self, name) is not None
+            if given != (name == self.technique):
+                want = "missing" if not given else "given"
+                raise ValueError(f"technique is {self.technique}, but the section {name} is {want}")
+        return self
+
+    def references(self) -> list[Reference]:
+        """Read the XANES standards; an empty list when the profile names none."""
+        if self.txm is None or self.txm.references is None:
+            return []
+        path = (self.folder or Path()) / self.txm.references.file
+        return read_references(path, self.txm.references.energy_units)
+
+
+def matches(profile: BeamlineProfile, start: Mapping[str, Any]) -> bool:
+    """Return whether a start document belongs to the profile."""
+    for path, wanted in profile.match.items():
+        value = start_value(start, path)
+        if value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+            return False
+    return True
+
+
+def start_value(start: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path of a start document, None where there is none."""
+    value: Any = start
+    for part in path.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def shipped_profiles() -> dict[str, Path]:
+    """Return name and file of the profiles that come with inscan."""
+    # A namespace of folders: the package has a file, its parent has none.
+    import inscan.profiles
+
+    (root,) = list(inscan.profiles.__path__)[:1]
+    return {path.parent.name: path for path in sorted(Path(root).glob("*/profile.yaml"))}
+
+
+def load_profile(name_or_path: str | Path) -> BeamlineProfile:
+    """Load a profile that comes with inscan by its name, or any by its file.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such name and no such file.
+    ProfileError
+        Not YAML, a wrong key, or a wrong value: the message names the file, the key and, for an
+        unknown key, the closest known one.
+    """
+    shipped = shipped_profiles()
+    path = shipped.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name_or_path), shipped, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise FileNotFoundError(
+            f"no profile {str(name_or_path)!r}{hint}: give the path of a YAML file, or one of"
+            f" {', '.join(shipped)}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ProfileError(f"{path}: expected keys and values, got {type(content).__name__}")
+    if "folder" in content:
+        raise ProfileError(f"{path}: unknown key 'folder'; it is set on loading, remove it")
+    try:
+        return BeamlineProfile(**content, folder=path.parent.resolve())
+    except ValidationError as error:
+        raise ProfileError(explain_errors(path, BeamlineProfile, error)) from error
+    except TypeError as error:
+        raise ProfileError(f"{path}: every key must be text: {error}") from error
+
+
+def explain_errors(path: Path, model: type[BaseModel], error: ValidationError) -> str:
+    """Say file, dotted key, what was wrong, and the closest valid key for an unknown one."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        if item["type"] == "extra_forbidden":
+            known = [name for name in _fields_at(model, item["loc"][:-1]) if name != "folder"]
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"{path}: unknown key {where!r}; {hint}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            given = "" if item["type"] == "missing" else f" (got {item['input']!r:.60})"
+            lines.append(f"{path}: {where}: {message}{given}")
+    return "\n".join(lines)
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        inner = [] if field is None else _sections(field.annotation)
+        if inner:
+            model = inner[0]
+    return list(model.model_fields)
+
+
+def profile_schema() -> dict[str, Any]:
+    """Return the JSON schema of a profile, descriptions included."""
+    return BeamlineProfile.model_json_schema()
+
+
+def explain_profile() -> str:
+    """Return every key with its type, default and meaning, as text for people."""
+    return "\n".join(_explain(BeamlineProfile, ""))
+
+
+def _explain(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if field.exclude:
+            continue
+        inner = _sections(field.annotation)
+        if field.is_required():
+            default = "required"
+        elif inner:
+            default = "section" if field.default is not None else "section, default null"
+        else:
+            default = f"default {_plain(field.default)}"
+        kind = "" if inner else f"{_type_name(field.annotation)}, "
+        yield f"{prefix}{name} ({kind}{default})"
+        yield f"    {' '.join((field.description or '').split())}"
+        for part in inner:
+            mapping = get_origin(field.annotation) is Mapping
+            yield from _explain(part, f"{prefix}{name}.{'<name>.' if mapping else ''}")
+
+
+def _plain(value: Any) -> str:
+    if value is PydanticUndefined or value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return str(list(value))
+    return str(value) or '""'
+
+
+def _type_name(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if origin is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    if origin in (Union, UnionType):
+        names = (_type_name(a) for a in get_args(annotation) if a is not type(None))
+        return "|".join(dict.fromkeys(names))
+    if origin is tuple:
+        return f"list of {_type_name(get_args(annotation)[0])}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "mapping"
+    return "path" if annotation is Path else getattr(annotation, "__name__", str(annotation))
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models that an annotation holds, however nested."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for arg in get_args(annotation) for model in _sections(arg)]

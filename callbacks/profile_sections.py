@@ -1,0 +1,286 @@
+"""The sections of a beamline profile. Every field says what it means, also when it is 0 or null."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from inscan.callbacks.lines import EmissionLine
+from inscan.callbacks.units import convert
+
+__all__ = [
+    "Elements",
+    "Geometry",
+    "Method",
+    "Part",
+    "References",
+    "Rescan",
+    "ServiceAddress",
+    "SoftLimit",
+    "TXM",
+    "TXMStreams",
+    "XRF",
+    "XRFKeys",
+]
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Scalar = str | int | float | bool
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ServiceAddress(Part):
+    """Where the service of this beamline listens."""
+
+    ingest: str | None = None
+    """ZeroMQ address of the service, e.g. ``tcp://127.0.0.1:5620``. null: the address that the
+    running service wrote to its state folder, else the default port on this machine."""
+
+
+class Geometry(Part):
+    """Where the start document says how the map is laid out. Paths are dotted: ``scan.shape``."""
+
+    shape: str = "shape"
+    """Path of the number of points per axis."""
+    extents: str = "extents"
+    """Path of [[first, last], [first, last]]: centres of the first and last pixel per axis."""
+    snaking: str = "snaking"
+    """Path of a boolean, or of one per axis (that of the fast axis counts). Missing: no snaking."""
+    motors: str = "motors"
+    """Path of the two motor names."""
+    order: Literal["slow_fast", "fast_slow"] = "slow_fast"
+    """Order of the axes in the keys above. Bluesky plans write the slow axis first; some beamlines'
+    own metadata have the fast axis first."""
+    units: str | None = None
+    """Units of the motors where a descriptor has none. null: unknown units are named ``""``.
+    A descriptor's own units always win."""
+    slow_readback: str | None = None
+    """Data key with the slow position of each pixel. null: the key named like the motor."""
+    fast_readback: str | None = None
+    """Data key with the fast position of each pixel. null: the key named like the motor."""
+
+
+class XRFKeys(Part):
+    """Data keys of one way of scanning. ``{channel}`` and ``{mcaroi}`` are numbers from 1.
+
+    A key without ``{channel}`` is an array with the channel as its first axis.
+    """
+
+    stream: str = "primary"
+    """Event stream that holds the map. Other streams of the run are left alone."""
+    mcaroi: str | None = None
+    """Counts of a spectral window. With ``{mcaroi}``: one key each; without: the last axis of an
+    array. null: this way of scanning has none."""
+    spectrum: str | None = None
+    """Full spectrum (counts per bin, last axis). null: none is recorded."""
+    live_time: str | None = None
+    """Live time of each channel. null: the dwell time of the run is taken, dead time is unknown."""
+    i0: str | None = None
+    """Incident beam monitor. null: the beam is taken as constant."""
+
+
+class Elements(Part):
+    """Which emission lines become maps, and from what."""
+
+    source: Literal["mcaroi", "spectrum"] = "mcaroi"
+    """``mcaroi``: the detector's window sums as they are. ``spectrum``: windows around the lines,
+    with the background under each peak estimated from both sides."""
+    lines: tuple[str, ...] = ()
+    """Lines such as ``Fe_K`` or ``Pb_L``. Source spectrum: these are extracted. Source mcaroi:
+    names of the windows 1, 2, ... where the detector does not name them, else a selection of them.
+    Empty: every window that the detector names (source mcaroi only)."""
+    mcaroi_name: str | None = None
+    """Configuration key with the name of a window, e.g. ``xs_mcaroi{mcaroi:02d}_name``. null: named
+    by ``lines``."""
+    mcaroi_low_ev: str | None = None
+    """Configuration key with the low edge of a window in eV. null: computed for the line."""
+    mcaroi_high_ev: str | None = None
+    """Configuration key with the high edge of a window in eV. null: computed for the line."""
+    energy_per_bin_ev: str | Positive = 10.0
+    """Width of a spectrum bin in eV, or the configuration key that holds it."""
+    energy_offset_ev: str | float = 0.0
+    """Energy of the centre of bin 0 in eV, or the configuration key that holds it."""
+    resolution_ev: Positive = 150.0
+    """Full width at half maximum of the detector at Mn Ka (5.9 keV), in eV."""
+    window_fwhm: Positive = 1.0
+    """Half width of a computed window in units of the full width at half maximum there."""
+    background: Literal["linear", "none"] = "linear"
+    """``linear``: a straight line under the peak from side windows clear of other lines.
+    ``none``: window sums hold scatter too, and the background is unknown (source spectrum only)."""
+    overlap_warning: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Warn when this share of one element's counts falls into the window of another."""
+
+    @field_validator("lines")
+    @classmethod
+    def _known(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(EmissionLine.parse(name).name for name in lines)
+        if len(set(names)) != len(names):
+            raise ValueError(f"a line is named twice in {list(lines)}; name each once")
+        return names
+
+
+class XRF(Part):
+    """A fluorescence microscope."""
+
+    step: XRFKeys | None = None
+    """Keys when each pixel is an event. null: such runs are not understood."""
+    fly: XRFKeys | None = None
+    """Keys when rows come as stream_resource and stream_datum. null: not understood."""
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Detector channels to use, from 1: leave a dead one out here. Empty: all that are recorded."""
+    elements: Elements = Elements()
+    """Which emission lines become maps."""
+    incident_energy: str | None = "scan.energy"
+    """Path of the incident energy in the start document. null: unknown, no line is refused."""
+    incident_energy_units: Literal["eV", "keV"] = "keV"
+    """Units of that energy."""
+    dwell: str | None = "scan.dwell"
+    """Path of the dwell time per pixel (s) in the start document. null: unknown."""
+
+    @model_validator(mode="after")
+    def _has_keys(self) -> XRF:
+        ways = {"step": self.step, "fly": self.fly}
+        if not any(ways.values()):
+            raise ValueError("give the data keys of at least one of step and fly")
+        for way, keys in ways.items():
+            if keys is not None and getattr(keys, self.elements.source) is None:
+                raise ValueError(
+                    f"elements.source is {self.elements.source}, but {way}.{self.elements.source}"
+                    f" is not given; name the data key or choose the other source"
+                )
+        if self.elements.source == "spectrum" and not self.elements.lines:
+            raise ValueError(
+                "elements.source is spectrum: name at least one line in elements.lines"
+            )
+        return self
+
+
+class TXMStreams(Part):
+    """Names of the streams of an energy stack."""
+
+    primary: str = "primary"
+    """Frames with the sample, one event per energy."""
+    dark: str = "dark"
+    """Frames without beam."""
+    flat: str = "flat"
+    """Frames without sample: at one energy, or at every energy. May be recorded last."""
+
+
+class References(Part):
+    """Measured standards: absorption spectra that a chemical map is a combination of."""
+
+    file: str
+    """CSV beside the profile: a header line, energies in the first column, one standard per
+    further column. Lines that begin with # are comments."""
+    energy_units: Literal["eV", "keV"] = "eV"
+    """Units of the first column."""
+
+
+class TXM(Part):
+    """A full-field transmission microscope that takes one stack over an absorption edge."""
+
+    image: str
+    """Data key of the camera: (frame, y, x), several frames per energy."""
+    energy: str | None = None
+    """Data key of the energy that was reached. null: the planned energies are believed."""
+    energies: str = "eng_list"
+    """Path of the planned energies in the start document."""
+    energies_units: Literal["eV", "keV"] = "keV"
+    """Units of the planned energies. (Those of ``energy`` come from the descriptor.)"""
+    streams: TXMStreams = TXMStreams()
+    """Names of the streams."""
+    edge: str
+    """Absorption edge under study, e.g. ``Ni_K``."""
+    adu_per_photon: Positive | None = None
+    """Camera counts per detected photon. null: found from the scatter between repeated flats."""
+    saturation: Positive | None = None
+    """Camera value from which on a pixel is saturated and masked. null: never."""
+    pixel_size_um: Positive | None = None
+    """Size of a pixel on the sample in um. null: unknown, maps are shown in pixels."""
+    dwell: str | None = "exposure_time"
+    """Path of the exposure per frame (s) in the start document. null: unknown."""
+    references: References | None = None
+    """Standards for the chemical map. null: none, only the edge energy is mapped."""
+
+    @field_validator("edge")
+    @classmethod
+    def _known(cls, edge: str) -> str:
+        return EmissionLine.parse(edge).name
+
+
+class Method(Part):
+    """What is computed from each run."""
+
+    name: Literal["n2n", "superres", "subspace", "spectral"]
+    """Method of inscan.models."""
+    parameters: Mapping[str, Scalar | None] = {}
+    """Further keyword arguments of the method."""
+    snapshot_rows: Annotated[int, Field(ge=0)] = 8
+    """A result of the map so far every so many rows (energies for a stack). 0: only at the end."""
+    fit_steps: Annotated[int, Field(ge=0)] = 0
+    """Self-supervised training steps on the run itself. 0: the shipped weights as they are."""
+
+
+class SoftLimit(Part):
+    """Range that a motor may be sent to."""
+
+    low: float
+    """Lowest position allowed."""
+    high: float
+    """Highest position allowed."""
+    units: str
+    """Units of both, e.g. ``um``."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SoftLimit:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}")
+        return self
+
+    def in_units(self, units: str) -> tuple[float, float]:
+        """Return (low, high) in other units of length; ValueError when they do not convert."""
+        return convert(self.low, self.units, units), convert(self.high, self.units, units)
+
+
+class Rescan(Part):
+    """Whether, where and how finely places may be measured again. Every limit is per survey run."""
+
+    mode: Literal["off", "suggest", "approve", "auto"] = "suggest"
+    """``off``: nothing. ``suggest``: regions are shown. ``approve``: taken once a person agrees.
+    ``auto``: taken at once, within the limits."""
+    soft_limits: Mapping[str, SoftLimit] = {}
+    """Allowed range per motor. A motor that is not named here may not be moved at all."""
+    max_area: NotNegative = 0.0
+    """Largest area of all regions together, in um^2. 0: no rescan at all."""
+    max_time: NotNegative = 0.0
+    """Longest time of all regions together, in s. 0: no rescan at all."""
+    max_dose: Positive | None = None
+    """Largest exposure per area relative to the survey (dwell per area). null: not limited."""
+    max_regions: Annotated[int, Field(ge=0)] = 4
+    """Most regions that are proposed for a run. 0: none."""
+    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Step of the fine map in survey steps. 1: the survey's step."""
+    dwell_factor: Positive = 1.0
+    """Dwell of the fine map in survey dwells. 1: the survey's dwell."""
+    margin: NotNegative = 1.0
+    """Survey pixels added around a region on each side. 0: none."""
+    row_overhead: NotNegative = 0.0
+    """Time per row beyond the dwell (turnaround, settling), in s. 0: none."""
+    region_overhead: NotNegative = 0.0
+    """Time per region beyond its rows (moving there, staging), in s. 0: none."""
+    element: str | None = None
+    """Line whose spots are looked for, e.g. ``Fe_K``. null: places unlike the rest of the map."""
+    scale: Positive = 1.5
+    """Expected radius of a spot in survey pixels."""
+    min_score: Positive = 8.0
+    """Least log-likelihood ratio of a region against background."""
+
+    @field_validator("element")
+    @classmethod
+    def _known(cls, element: str | None) -> str | None:
+        return None if element is None else EmissionLine.parse(element).name

@@ -1,0 +1,103 @@
+"""What an assembler emits, and what it may say about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+__all__ = ["Allocate", "Assembler", "NotUnderstood", "Notes", "Update", "in_memory"]
+
+Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
+"""(name, shape, dtype) -> zero-initialised array: a mapped file in the service, memory offline."""
+
+
+def in_memory(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Allocate in memory: what offline processing hands to `open_assembler`."""
+    del name
+    return np.zeros(shape, dtype)
+
+
+class NotUnderstood(ValueError):
+    """A run that no profile matches, or that its profile cannot read; the message says why."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """State of a run's map or stack.
+
+    Attributes
+    ----------
+    kind
+        ``snapshot``: so far; ``final``: at the end, also of an aborted run; ``rejected``: nothing
+        can be computed, ``meta["reason"]`` says why.
+    run_uid, stream
+        Where the data come from.
+    meta
+        JSON-able description.
+    arrays
+        Name -> array. These are the arrays that the assembler writes into: those of a snapshot
+        go on growing (pixels appear, measured ones stay as they are), those of a final are still.
+    """
+
+    kind: Literal["snapshot", "final", "rejected"]
+    run_uid: str
+    stream: str
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class Assembler(Protocol):
+    """Router of one run's documents."""
+
+    @property
+    def run_uid(self) -> str:
+        """Uid of the run."""
+        ...
+
+    @property
+    def late_documents(self) -> int:
+        """Documents that came after the final; they change nothing."""
+        ...
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> list[Update]:
+        """Place one document; return the updates it completes. Never raises for its content."""
+        ...
+
+    def finish(self, reason: str) -> list[Update]:
+        """End a run whose stop document will never come: a final with exit_status "incomplete"."""
+        ...
+
+    def close(self) -> None:
+        """Close detector files. Nothing is placed afterwards."""
+        ...
+
+
+@dataclass
+class Notes:
+    """Counted warnings: each kind once, with the number of times and the first example."""
+
+    _counts: dict[str, int] = field(default_factory=dict)
+    _examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, text: str, example: str = "", times: int = 1) -> None:
+        """Count a warning. ``text`` identifies it, ``example`` is kept from the first time."""
+        self._counts[text] = self._counts.get(text, 0) + times
+        if example:
+            self._examples.setdefault(text, example)
+
+    def set(self, text: str, times: int) -> None:
+        """State a count that is computed anew each time; 0 withdraws the warning."""
+        self._counts.pop(text, None)
+        if times:
+            self._counts[text] = times
+
+    def lines(self) -> list[str]:
+        """Return the warnings as sentences, in the order of the alphabet."""
+        found = []
+        for text, count in sorted(self._counts.items()):
+            example = f" ({self._examples[text]})" if text in self._examples else ""
+            found.append(text + example + (f" [{count} times]" if count > 1 else ""))
+        return found
