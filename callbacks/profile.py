@@ -33,7 +33,7 @@ __all__ = [
     "BeamlineProfile",
     "ProfileError",
     "explain_errors",
-    "explain_profile",
+    "explain_model",
     "load_profile",
     "matches",
     "profile_schema",
@@ -199,9 +199,9 @@ def profile_schema() -> dict[str, Any]:
     return BeamlineProfile.model_json_schema()
 
 
-def explain_profile() -> str:
-    """Return every key with its type, default and meaning, as text for people."""
-    return "\n".join(_explain(BeamlineProfile, ""))
+def explain_model(model: type[BaseModel] = BeamlineProfile) -> str:
+    """Return every key of a settings model with type, default and meaning, as text for people."""
+    return "\n".join(_explain(model, ""))
 
 
 def _explain(model: type[BaseModel], prefix: str) -> Iterator[str]:
