@@ -22,10 +22,8 @@ def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     -------
     str
         `sha256:...` up to 64 MiB in all. Above that `crc32-sha256:...`, the SHA-256 of the CRC-32
-        of every MiB: it runs
-        at several GB/s where SHA-256 takes longer than a whole principal-component analysis, finds
-        every damaged
-        block but is no proof against forgery.
+        of every MiB: it runs at several GB/s where SHA-256 takes longer than a whole
+        principal-component analysis, finds every damaged block but is no proof against forgery.
     """
     strong = sum(array.nbytes for array in arrays.values()) <= STRONG_LIMIT_BYTES
     total = hashlib.sha256()

@@ -23,7 +23,6 @@ def host_id() -> str:
     """One identifier for all processes that may share files: same kernel boot and same host name.
 
     Two containers on one machine differ in host name unless they are told to share it; a worker
-    checks besides that
-    it sees the folder before it maps anything.
+    checks besides that it sees the folder before it maps anything.
     """
     return hashlib.sha256(f"{boot_id()} {socket.gethostname()}".encode()).hexdigest()[:32]

@@ -70,7 +70,7 @@ def write_result(
     digester = threading.Thread(target=lambda: digests.append(digest_arrays(arrays)), name="digest")
     digester.start()
     try:
-        with h5py.File(temporary, "w", libver="latest") as file:
+        with h5py.File(temporary, "w") as file:
             _fill(file, processed, arrays, meta)
         written = time.monotonic()
         _sync(temporary)
@@ -101,11 +101,9 @@ def read_result(path: Path) -> StoredResult:
         raise FileNotFoundError(f"no result file {path}")
     try:
         with h5py.File(path, "r") as file:
-            if int(file.attrs["inscan_format"]) != FORMAT:
-                raise ResultFileError(
-                    f"{path}: result format {int(file.attrs['inscan_format'])}, this version reads "
-                    f"{FORMAT}"
-                )
+            found = str(file.attrs["inscan_format"])
+            if found != str(FORMAT):
+                raise ResultFileError(f"{path}: result format {found}, this version reads {FORMAT}")
             group = file[DATA]
             assert isinstance(group, h5py.Group)
             arrays = [_read_array(name, group) for name in json.loads(str(group.attrs["order"]))]
@@ -153,7 +151,7 @@ def _read_array(name: str, group: h5py.Group) -> ResultArray:
 def _json(file: h5py.File, name: str) -> Any:
     dataset = file[f"entry/{name}"]
     assert isinstance(dataset, h5py.Dataset)
-    return json.loads(dataset.asstr()[()])
+    return json.loads(str(dataset.asstr()[()]))
 
 
 def _sync(path: Path) -> None:

@@ -171,8 +171,7 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
         The file; None for defaults alone.
     **overrides
         Settings by name; None is passed over. `INSCAN_TILED_API_KEY` in the environment sets
-        `tiled.api_key` where the
-        file does not.
+        `tiled.api_key` where the file does not.
 
     Raises
     ------

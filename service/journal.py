@@ -1,0 +1,315 @@
+"""The one queue: runs, jobs with leases and fences, and rescan proposals, in SQLite."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from inscan.service import host, journal_rows, leases
+from inscan.service.journal_file import Database, JournalError
+from inscan.service.messages import InferenceJob, InferenceResult
+
+__all__ = ["Journal", "JournalError"]
+
+Taken = Literal["accepted", "same", "differs", "late", "unknown"]
+_log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Durable state of the service, safe to use from any thread.
+
+    A job goes queued -> leased -> computed -> committed, or ends as failed; committed and failed
+    are terminal and never change.
+
+    Attributes
+    ----------
+    leases : Leases
+        The broker's side: who works on what until when.
+
+    Parameters
+    ----------
+    path : Path
+        The SQLite file; made when missing.
+    backoff_s : float
+        First pause before a failed job is tried again; doubles with each failure, with jitter.
+    clock, boot_id
+        The monotonic clock in seconds and the name of this boot.
+
+    Raises
+    ------
+    JournalError
+        When the file is damaged, of a newer version, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        backoff_s: float = 1.0,
+        clock: Callable[[], float] = host.boottime,
+        boot_id: str | None = None,
+    ) -> None:
+        self._boot = host.boot_id() if boot_id is None else boot_id
+        self._file = Database(path)
+        self.leases = leases.Leases(self._file, clock=clock, boot=self._boot, backoff_s=backoff_s)
+        self._after_boot()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _after_boot(self) -> None:
+        with self._file.transaction() as c:
+            known = c.execute("SELECT id FROM boot").fetchone()
+            if known is not None and known[0] == self._boot:
+                return
+            c.execute("DELETE FROM boot")
+            c.execute("INSERT INTO boot VALUES (?)", (self._boot,))
+            # Arrays that were never synced may be torn by the power cut. Their documents were never
+            # released, so the runs are assembled again and these jobs come back.
+            torn = c.execute(
+                "DELETE FROM jobs WHERE synced = 0 AND state NOT IN ('committed', 'failed') "
+                "RETURNING run_uid"
+            ).fetchall()
+            c.executemany("UPDATE runs SET state = 'open' WHERE run_uid = ?", torn)
+            c.execute("UPDATE jobs SET state = 'queued', worker = '' WHERE state = 'leased'")
+        if torn:
+            _log.warning(
+                "%d jobs were not synced before the reboot and wait for their documents", len(torn)
+            )
+
+    # Runs
+
+    def record_run(
+        self, run_uid: str, scan_id: int | None, profile: str, start: dict[str, Any]
+    ) -> bool:
+        """Note that a run began; False when it was known already."""
+        now = time.time()
+        with self._file.transaction() as c:
+            return bool(
+                c.execute(
+                    "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, 'open', '', ?, ?)",
+                    (run_uid, scan_id, profile, json.dumps(start, default=str), now, now),
+                ).rowcount
+            )
+
+    def finish_run(self, run_uid: str, state: str, reason: str = "") -> None:
+        """Note how a run ended: `complete`, `incomplete`, `failed` or `passed_by`, with the reason
+        in words."""
+        with self._file.transaction() as c:
+            c.execute(
+                "UPDATE runs SET state = ?, reason = ?, updated = ? WHERE run_uid = ?",
+                (state, reason, time.time(), run_uid),
+            )
+
+    def run(self, run_uid: str) -> dict[str, Any] | None:
+        """One run with its start document, or None."""
+        rows = self._file.rows(f"{journal_rows.RUNS} WHERE run_uid = ?", (run_uid,))
+        return journal_rows.run(rows[0]) if rows else None
+
+    def runs(self, state: str | None = None, limit: int = 200) -> list[dict[str, Any]]:
+        """The latest runs, newest first."""
+        where, values = ("WHERE state = ?", (state, limit)) if state else ("", (limit,))
+        rows = self._file.rows(f"{journal_rows.RUNS} {where} ORDER BY created DESC LIMIT ?", values)
+        return [journal_rows.run(row) for row in rows]
+
+    def released(self, run_uid: str) -> bool:
+        """Whether the documents of a run may go: it has ended, and what was made of it is on
+        disk."""
+        run = self._file.rows("SELECT state FROM runs WHERE run_uid = ?", (run_uid,))
+        unsynced = self._file.rows(
+            "SELECT 1 FROM jobs WHERE run_uid = ? AND synced = 0", (run_uid,)
+        )
+        return bool(run) and run[0][0] != "open" and not unsynced
+
+    def outcome(self, run_uid: str) -> dict[str, Any] | None:
+        """What became of a run, or None while that is open.
+
+        Returns
+        -------
+        dict or None
+            `run`, `status` (done, failed or passed_by), `result_uid` and `verdict` of the latest
+            result, `reason`, `results` (one entry for each job) and `proposals`.
+        """
+        run = self.run(run_uid)
+        if run is None or run["state"] == "open":
+            return None
+        return journal_rows.outcome(run, self.jobs(run_uid=run_uid), self.proposals(run_uid))
+
+    # Jobs
+
+    def add_job(self, job: InferenceJob) -> bool:
+        """Queue a final; False when its key is known, whatever became of it."""
+        now = time.time()
+        with self._file.transaction() as c:
+            return bool(
+                c.execute(
+                    "INSERT OR IGNORE INTO jobs (key, run_uid, job, state, synced, fence, "
+                    "failures, crashes,"
+                    " worker, boot_id, lease_until, not_before, code, reason, created, updated)"
+                    " VALUES (?, ?, ?, 'queued', 0, 0, 0, '[]', '', ?, 0, 0, '', '', ?, ?)",
+                    (job.key, job.run_uid, job.model_dump_json(), self._boot, now, now),
+                ).rowcount
+            )
+
+    def synced(self, key: str, input_digest: str) -> None:
+        """Note that a job's arrays are on disk, with their digest; only then may its result be
+        committed."""
+        with self._file.transaction() as c:
+            row = c.execute("SELECT job FROM jobs WHERE key = ? AND synced = 0", (key,)).fetchone()
+            if row is not None:
+                job = InferenceJob.model_validate_json(row[0])
+                job = job.model_copy(update={"input_digest": input_digest})
+                c.execute(
+                    "UPDATE jobs SET synced = 1, job = ? WHERE key = ?",
+                    (job.model_dump_json(), key),
+                )
+
+    def unsynced(self) -> list[InferenceJob]:
+        """Jobs whose arrays were not known to be on disk when the service last stopped."""
+        rows = self._file.rows(
+            "SELECT job FROM jobs WHERE synced = 0 AND state NOT IN ('committed', 'failed')"
+        )
+        return [InferenceJob.model_validate_json(row[0]) for row in rows]
+
+    def fail(self, key: str, code: str, reason: str) -> bool:
+        """End a job as failed, for good; False when it had ended already."""
+        with self._file.transaction() as c:
+            return leases.end_job(c, key, code, reason)
+
+    def computed(self, key: str, fence: int, result: InferenceResult) -> Taken:
+        """Take a result: the first one stands.
+
+        Returns
+        -------
+        str
+            `accepted`; `same` or `differs` for a repetition, by its digest, which is recorded;
+            `late` when the job had failed for good; `unknown` when no such job or dispatch was ever
+            made.
+        """
+        with self._file.transaction() as c:
+            row = c.execute(
+                "SELECT state, fence, result FROM jobs WHERE key = ?", (key,)
+            ).fetchone()
+            if row is None or not 0 < fence <= row[1]:
+                return "unknown"
+            if row[0] == "failed":
+                return "late"
+            if row[0] in ("queued", "leased"):
+                c.execute(
+                    "UPDATE jobs SET state = 'computed', worker = '', result = ?, code = '', "
+                    "reason = '',"
+                    " updated = ? WHERE key = ?",
+                    (result.model_dump_json(), time.time(), key),
+                )
+                return "accepted"
+            first = InferenceResult.model_validate_json(row[2])
+            if first.fence == fence:
+                return "same"  # the worker had not heard our acknowledgement
+            same = first.digest == result.digest
+            c.execute(
+                "INSERT INTO repeats VALUES (?, ?, ?, ?, ?)",
+                (key, fence, result.digest, same, time.time()),
+            )
+            return "same" if same else "differs"
+
+    def uncommitted(self) -> list[tuple[InferenceJob, InferenceResult]]:
+        """Computed jobs whose arrays are synced, oldest first: what the writer has to do."""
+        rows = self._file.rows(
+            "SELECT job, result FROM jobs WHERE state = 'computed' AND synced = 1 ORDER BY seq"
+        )
+        return [
+            (InferenceJob.model_validate_json(job), InferenceResult.model_validate_json(result))
+            for job, result in rows
+        ]
+
+    def committed(
+        self, key: str, result_uid: str, proposals: tuple[dict[str, Any], ...] = ()
+    ) -> bool:
+        """End a job as committed, its proposals with it; False when it had ended already."""
+        with self._file.transaction() as c:
+            changed = c.execute(
+                "UPDATE jobs SET state = 'committed', result_uid = ?, updated = ?"
+                " WHERE key = ? AND state = 'computed'",
+                (result_uid, time.time(), key),
+            ).rowcount
+            if changed:
+                for proposal in proposals:
+                    journal_rows.add_proposal(c, proposal)
+        return bool(changed)
+
+    def job(self, key: str) -> dict[str, Any] | None:
+        """One job as a plain mapping, or None."""
+        rows = self._file.rows(f"{journal_rows.JOBS} WHERE key = ?", (key,))
+        return journal_rows.job(rows[0]) if rows else None
+
+    def jobs(self, state: str | None = None, run_uid: str | None = None) -> list[dict[str, Any]]:
+        """Jobs as plain mappings for people and programs, oldest first."""
+        rows = self._file.rows(
+            f"{journal_rows.JOBS} WHERE (? IS NULL OR jobs.state = ?)"
+            " AND (? IS NULL OR jobs.run_uid = ?) ORDER BY seq",
+            (state, state, run_uid, run_uid),
+        )
+        return [journal_rows.job(row) for row in rows]
+
+    def repeats(self, key: str) -> list[dict[str, Any]]:
+        """Results that came after the first one, and whether they agreed with it."""
+        rows = self._file.rows(
+            "SELECT fence, digest, same FROM repeats WHERE key = ? ORDER BY at", (key,)
+        )
+        return [
+            {"fence": fence, "digest": digest, "same": bool(same)} for fence, digest, same in rows
+        ]
+
+    def live_folders(self) -> set[str]:
+        """Spool folders that a job still needs."""
+        rows = self._file.rows("SELECT job FROM jobs WHERE state NOT IN ('committed', 'failed')")
+        return {json.loads(row[0])["spool"] for row in rows}
+
+    # Proposals
+
+    def add_proposal(self, proposal: dict[str, Any]) -> bool:
+        """Keep a rescan proposal (keys `id`, `run_uid`, `state` and what else it says); False when
+        known."""
+        with self._file.transaction() as c:
+            return journal_rows.add_proposal(c, proposal)
+
+    def set_proposal(
+        self,
+        proposal_id: str,
+        state: str,
+        who: str,
+        reason: str = "",
+        *,
+        expected: tuple[str, ...] | None = None,
+    ) -> bool:
+        """Move a proposal to another state and remember who did it.
+
+        Parameters
+        ----------
+        expected : tuple of str or None
+            Only from one of these states, tested and set in one step: of two that start the same
+            rescan, one is told False.
+
+        Raises
+        ------
+        LookupError
+            When there is no such proposal.
+        """
+        with self._file.transaction() as c:
+            return journal_rows.set_proposal(c, proposal_id, state, who, reason, expected)
+
+    def proposals(
+        self, run_uid: str | None = None, state: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Proposals with their present `state`, `who`, `reason` and `history`, oldest first."""
+        with self._file.transaction() as c:
+            return journal_rows.proposals(c, run_uid, state)
+
+    def status(self) -> dict[str, dict[str, int]]:
+        """How many runs, jobs and proposals are in which state."""
+        return {
+            table: dict(self._file.rows(f"SELECT state, count(*) FROM {table} GROUP BY state"))
+            for table in ("runs", "jobs", "proposals")
+        }

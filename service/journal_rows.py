@@ -1,0 +1,179 @@
+"""The journal's rows as plain mappings, and its table of proposals."""
+
+import json
+import sqlite3
+import time
+from typing import Any
+
+RUNS = "SELECT run_uid, scan_id, profile, start, state, reason, created, updated FROM runs"
+JOBS = (
+    "SELECT jobs.key, jobs.run_uid, runs.scan_id, jobs.job, jobs.state, jobs.fence, jobs.failures, "
+    "jobs.crashes,"
+    " jobs.worker, jobs.result, jobs.result_uid, jobs.code, jobs.reason, jobs.created, jobs.updated"
+    " FROM jobs LEFT JOIN runs ON runs.run_uid = jobs.run_uid"
+)
+_PROPOSALS = "SELECT id, run_uid, body, state, who, reason, created, updated FROM proposals"
+
+
+def run(row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row of `RUNS`."""
+    uid, scan_id, profile, start, state, reason, created, updated = row
+    return {
+        "run_uid": uid,
+        "scan_id": scan_id,
+        "profile": profile,
+        "start": json.loads(start),
+        "state": state,
+        "reason": reason,
+        "created": created,
+        "updated": updated,
+    }
+
+
+def job(row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row of `JOBS`; the result's verdict and digest beside it, its report not."""
+    (
+        key,
+        run_uid,
+        scan_id,
+        text,
+        state,
+        fence,
+        failures,
+        crashes,
+        worker,
+        result,
+        result_uid,
+        *rest,
+    ) = row
+    code, reason, created, updated = rest
+    request = json.loads(text)
+    made = (
+        json.loads(result)
+        if result
+        else {"report": {}, "digest": None, "timings": {}, "result_path": None}
+    )
+    return {
+        "key": key,
+        "run_uid": run_uid,
+        "scan_id": scan_id,
+        "stream": request["stream"],
+        "recipe": request["recipe"],
+        "parameters": request["parameters"],
+        "state": state,
+        "dispatches": fence,
+        "failures": failures,
+        "lost_on": json.loads(crashes),
+        "worker": worker,
+        "result_uid": result_uid,
+        "result_path": made["result_path"],
+        "digest": made["digest"],
+        "verdict": made["report"].get("verdict"),
+        "timings": made["timings"],
+        "code": code,
+        "reason": reason,
+        "created": created,
+        "updated": updated,
+    }
+
+
+def outcome(
+    ended: dict[str, Any], jobs: list[dict[str, Any]], found: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """What became of a run that has ended, or None while one of its jobs is open."""
+    if any(one["state"] not in ("committed", "failed") for one in jobs):
+        return None
+    done = [one for one in jobs if one["state"] == "committed"]
+    failed = [one for one in jobs if one["state"] == "failed"]
+    latest = done[-1] if done else None
+    reasons = [ended["reason"], *(one["reason"] for one in failed)]
+    return {
+        "run": ended["run_uid"],
+        "status": "done" if done else "passed_by" if ended["state"] == "passed_by" else "failed",
+        "result_uid": latest["result_uid"] if latest else None,
+        "verdict": latest["verdict"] if latest else None,
+        "reason": "; ".join(reason for reason in reasons if reason),
+        "results": [
+            {
+                name: one[name]
+                for name in ("key", "recipe", "stream", "state", "result_uid", "verdict", "reason")
+            }
+            for one in jobs
+        ],
+        "proposals": found,
+    }
+
+
+def add_proposal(c: sqlite3.Connection, proposal: dict[str, Any]) -> bool:
+    """Insert a proposal; False when its id is known."""
+    missing = [name for name in ("id", "run_uid", "state") if not proposal.get(name)]
+    if missing:
+        raise ValueError(f"proposal without {missing}: {sorted(proposal)}")
+    now = time.time()
+    who, reason = proposal.get("who", "inscan"), proposal.get("reason", "")
+    row = (
+        proposal["id"],
+        proposal["run_uid"],
+        json.dumps(proposal),
+        proposal["state"],
+        who,
+        reason,
+        now,
+        now,
+    )
+    if not c.execute(
+        "INSERT OR IGNORE INTO proposals VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row
+    ).rowcount:
+        return False
+    _remember(c, proposal["id"], proposal["state"], who, reason)
+    return True
+
+
+def set_proposal(
+    c: sqlite3.Connection,
+    proposal_id: str,
+    state: str,
+    who: str,
+    reason: str,
+    expected: tuple[str, ...] | None,
+) -> bool:
+    """Compare and set the state of a proposal."""
+    row = c.execute("SELECT state FROM proposals WHERE id = ?", (proposal_id,)).fetchone()
+    if row is None:
+        raise LookupError(f"no proposal {proposal_id!r}; `inscan proposals` lists them")
+    if expected is not None and row[0] not in expected:
+        return False
+    c.execute(
+        "UPDATE proposals SET state = ?, who = ?, reason = ?, updated = ? WHERE id = ?",
+        (state, who, reason, time.time(), proposal_id),
+    )
+    _remember(c, proposal_id, state, who, reason)
+    return True
+
+
+def proposals(
+    c: sqlite3.Connection, run_uid: str | None, state: str | None
+) -> list[dict[str, Any]]:
+    """Proposals of a run or state, each with its history."""
+    rows = c.execute(
+        f"{_PROPOSALS} WHERE (? IS NULL OR run_uid = ?) AND (? IS NULL OR state = ?) ORDER BY "
+        "created, id",
+        (run_uid, run_uid, state, state),
+    ).fetchall()
+    return [_proposal(c, row) for row in rows]
+
+
+def _proposal(c: sqlite3.Connection, row: tuple[Any, ...]) -> dict[str, Any]:
+    history = c.execute(
+        "SELECT state, who, reason, at FROM proposal_history WHERE id = ? ORDER BY rowid", (row[0],)
+    ).fetchall()
+    now = {"state": row[3], "who": row[4], "reason": row[5], "created": row[6], "updated": row[7]}
+    steps = [dict(zip(("state", "who", "reason", "at"), step, strict=True)) for step in history]
+    return {**json.loads(row[2]), **now, "history": steps}
+
+
+def _remember(c: sqlite3.Connection, proposal_id: str, state: str, who: str, reason: str) -> None:
+    c.execute(
+        "INSERT INTO proposal_history VALUES (?, ?, ?, ?, ?)",
+        (proposal_id, state, who, reason, time.time()),
+    )

@@ -1,0 +1,184 @@
+"""Who works on what until when: leases, fences, and what happens to jobs whose workers fail or
+vanish."""
+
+import json
+import random
+import sqlite3
+import time
+from collections.abc import Callable
+
+from inscan.service.journal_file import Database
+from inscan.service.messages import InferenceJob
+
+MAX_FAILURES = 4
+"""Tries of a job whose failures may pass by themselves."""
+MAX_CRASHED_WORKERS = 2
+"""A job that took down so many different workers is quarantined."""
+MAX_CRASHES = 4
+"""The same where one and the same worker was lost every time."""
+MAX_BACKOFF_S = 60.0
+
+
+def end_job(c: sqlite3.Connection, key: str, code: str, reason: str) -> bool:
+    """Make a job failed, unless it has ended already."""
+    return bool(
+        c.execute(
+            "UPDATE jobs SET state = 'failed', worker = '', code = ?, reason = ?, updated = ?"
+            " WHERE key = ? AND state NOT IN ('committed', 'failed')",
+            (code, reason, time.time(), key),
+        ).rowcount
+    )
+
+
+class Leases:
+    """The broker's side of the journal.
+
+    A lease holds until the clock passes its end or the machine reboots, whatever happens to the
+    date. The fence of a job rises with every dispatch; all calls name the dispatch they mean and do
+    nothing for one that is over.
+
+    Parameters
+    ----------
+    clock : callable
+        A monotonic clock, in seconds.
+    boot : str
+        Name of this boot: times of another one mean nothing.
+    backoff_s : float
+        First pause before a failed job is tried again; doubles with each failure, with jitter.
+    """
+
+    def __init__(
+        self, file: Database, *, clock: Callable[[], float], boot: str, backoff_s: float
+    ) -> None:
+        self._file = file
+        self._clock = clock
+        self._boot = boot
+        self._backoff_s = backoff_s
+
+    def lease(self, worker: str, lease_s: float) -> tuple[InferenceJob, float] | None:
+        """Give the oldest queued job to a worker.
+
+        Returns
+        -------
+        (InferenceJob, float) or None
+            The job with its new fence, and the seconds it had waited; None when nothing is due.
+        """
+        now = self._clock()
+        with self._file.transaction() as c:
+            row = c.execute(
+                "SELECT key, job, fence, updated FROM jobs WHERE state = 'queued'"
+                " AND (not_before <= ? OR boot_id != ?) ORDER BY seq LIMIT 1",
+                (now, self._boot),
+            ).fetchone()
+            if row is None:
+                return None
+            key, job, fence, updated = row
+            c.execute(
+                "UPDATE jobs SET state = 'leased', fence = ?, worker = ?, boot_id = ?, lease_until "
+                "= ?,"
+                " updated = ? WHERE key = ?",
+                (fence + 1, worker, self._boot, now + lease_s, time.time(), key),
+            )
+        waited = max(0.0, time.time() - updated)
+        return InferenceJob.model_validate_json(job).model_copy(update={"fence": fence + 1}), waited
+
+    def renew(self, key: str, fence: int, lease_s: float) -> bool:
+        """Prolong a lease; False when that dispatch no longer holds it, so that its worker may
+        stop."""
+        with self._file.transaction() as c:
+            return bool(
+                c.execute(
+                    "UPDATE jobs SET lease_until = ?, boot_id = ? WHERE key = ? AND fence = ? AND "
+                    "state = 'leased'",
+                    (self._clock() + lease_s, self._boot, key, fence),
+                ).rowcount
+            )
+
+    def release(self, key: str, fence: int) -> bool:
+        """Put a job back that its worker hands back; counts as no failure."""
+        with self._file.transaction() as c:
+            return bool(
+                c.execute(
+                    "UPDATE jobs SET state = 'queued', worker = '', not_before = 0, updated = ?"
+                    " WHERE key = ? AND fence = ? AND state = 'leased'",
+                    (time.time(), key, fence),
+                ).rowcount
+            )
+
+    def release_workers(self, prefix: str) -> int:
+        """Put back what workers of such names held: they are known to be gone through no fault of
+        the job."""
+        with self._file.transaction() as c:
+            return c.execute(
+                "UPDATE jobs SET state = 'queued', worker = '', not_before = 0"
+                " WHERE state = 'leased' AND substr(worker, 1, ?) = ?",
+                (len(prefix), prefix),
+            ).rowcount
+
+    def expire(self) -> list[tuple[str, int]]:
+        """End the leases whose time is over; each counts as a crash of its worker.
+
+        Returns
+        -------
+        list of (key, fence)
+            The dispatches that lost their lease.
+        """
+        rows = self._file.rows(
+            "SELECT key, fence FROM jobs WHERE state = 'leased' AND boot_id = ? AND lease_until < "
+            "?",
+            (self._boot, self._clock()),
+        )
+        return [
+            (key, fence)
+            for key, fence in rows
+            if self.crashed(key, fence, "its worker was not heard of again")
+        ]
+
+    def crashed(self, key: str, fence: int, reason: str) -> bool:
+        """A worker was lost while it held the job: queue it again, or quarantine it."""
+        with self._file.transaction() as c:
+            row = c.execute(
+                "SELECT worker, crashes FROM jobs WHERE key = ? AND fence = ? AND state = 'leased'",
+                (key, fence),
+            ).fetchone()
+            if row is None:
+                return False
+            crashes = [*json.loads(row[1]), row[0]]
+            c.execute("UPDATE jobs SET crashes = ? WHERE key = ?", (json.dumps(crashes), key))
+            lost = len(set(crashes))
+            if lost >= MAX_CRASHED_WORKERS or len(crashes) >= MAX_CRASHES:
+                text = (
+                    f"quarantined after {len(crashes)} lost dispatches on {lost} workers; "
+                    f"the last: {reason}"
+                )
+                end_job(c, key, "quarantined", text)
+            else:
+                self._requeue(c, key, len(crashes), "crash", reason)
+        return True
+
+    def retry(self, key: str, fence: int, code: str, reason: str) -> bool:
+        """A try failed in a way that may pass: queue the job again after a pause, or give up."""
+        with self._file.transaction() as c:
+            row = c.execute(
+                "SELECT failures FROM jobs WHERE key = ? AND fence = ? AND state = 'leased'",
+                (key, fence),
+            ).fetchone()
+            if row is None:
+                return False
+            failures = row[0] + 1
+            c.execute("UPDATE jobs SET failures = ? WHERE key = ?", (failures, key))
+            if failures >= MAX_FAILURES:
+                end_job(c, key, code, f"gave up after {failures} tries; the last: {reason}")
+            else:
+                self._requeue(c, key, failures, code, reason)
+        return True
+
+    def _requeue(self, c: sqlite3.Connection, key: str, count: int, code: str, reason: str) -> None:
+        # Jitter keeps jobs that failed together from coming back together.
+        pause = min(MAX_BACKOFF_S, self._backoff_s * 2.0 ** (count - 1)) * random.uniform(0.5, 1.5)
+        c.execute(
+            "UPDATE jobs SET state = 'queued', worker = '', not_before = ?, boot_id = ?, code = ?, "
+            "reason = ?,"
+            " updated = ? WHERE key = ?",
+            (self._clock() + pause, self._boot, code, reason, time.time(), key),
+        )
