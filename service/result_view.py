@@ -1,0 +1,114 @@
+"""What a result file holds, without reading it: shapes and axes of its arrays, and a check of their digest in place."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from inscan.service.digest import digest_arrays
+from inscan.service.result_file import DATA, ResultFileError
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One array of a result file.
+
+    Attributes
+    ----------
+    name : str
+        For example `values`.
+    dataset : str
+        Its place in the file, for example `entry/data/values`.
+    shape : tuple of int
+    dtype : str
+        As numpy writes it, for example `<f4`.
+    dims : tuple of str
+        Names of the axes, slow axis first.
+    units : str
+    labels : tuple of str or None
+        Names along the first axis.
+    """
+
+    name: str
+    dataset: str
+    shape: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...]
+    units: str
+    labels: tuple[str, ...] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+def describe(path: Path) -> list[StoredArray]:
+    """List the arrays of a result file in the order in which they were written.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ResultFileError
+        When it is no result file, or damaged.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no result file {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            group = _group(file)
+            return [_describe(name, group) for name in json.loads(str(group.attrs["order"]))]
+    except (OSError, KeyError) as error:
+        raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
+
+
+def digest_of(path: Path) -> str:
+    """Digest of the arrays in a result file, mapped instead of read into memory.
+
+    Raises
+    ------
+    FileNotFoundError, ResultFileError
+        As `describe`.
+    """
+    stored = describe(path)
+    try:
+        with h5py.File(path, "r") as file:
+            return digest_arrays({array.name: _mapped(path, file, array) for array in stored})
+    except OSError as error:
+        raise ResultFileError(f"{path} is damaged: {error}") from error
+
+
+def _group(file: h5py.File) -> h5py.Group:
+    group = file[DATA]
+    if not isinstance(group, h5py.Group):
+        raise KeyError(f"{DATA} is no group")
+    return group
+
+
+def _describe(name: str, group: h5py.Group) -> StoredArray:
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise KeyError(f"{DATA}/{name} is no dataset")
+    labels = dataset.attrs.get("labels")
+    return StoredArray(
+        name=name,
+        dataset=f"{DATA}/{name}",
+        shape=tuple(int(length) for length in dataset.shape),
+        # h5py stores bool as an enumeration and hands it back as bool.
+        dtype=dataset.dtype.str,
+        dims=tuple(json.loads(str(dataset.attrs["dims"]))),
+        units=str(dataset.attrs["units"]),
+        labels=None if labels is None else tuple(json.loads(str(labels))),
+    )
+
+
+def _mapped(path: Path, file: h5py.File, array: StoredArray) -> np.ndarray:
+    dataset = file[array.dataset]
+    assert isinstance(dataset, h5py.Dataset)
+    offset = dataset.id.get_offset()
+    if offset is None:  # nothing stored (an empty array), or not contiguous
+        return np.asarray(dataset[...])
+    return np.memmap(path, array.dtype, "r", offset, array.shape)
