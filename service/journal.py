@@ -13,7 +13,7 @@ from inscan.service.messages import InferenceJob, InferenceResult
 
 __all__ = ["Journal", "JournalError"]
 
-Taken = Literal["accepted", "same", "differs", "late", "unknown"]
+Taken = Literal["accepted", "again", "same", "differs", "late", "unknown"]
 _log = logging.getLogger(__name__)
 
 
@@ -184,9 +184,9 @@ class Journal:
         Returns
         -------
         str
-            `accepted`; `same` or `differs` for a repetition, by its digest, which is recorded;
-            `late` when the job had failed for good; `unknown` when no such job or dispatch was ever
-            made.
+            `accepted`; `again` for the same dispatch once more; `same` or `differs` for another
+            dispatch, by its digest, which is recorded; `late` when the job had failed for good;
+            `unknown` when no such job or dispatch was ever made.
         """
         with self._file.transaction() as c:
             row = c.execute(
@@ -206,7 +206,7 @@ class Journal:
                 return "accepted"
             first = InferenceResult.model_validate_json(row[2])
             if first.fence == fence:
-                return "same"  # the worker had not heard our acknowledgement
+                return "again"  # the worker had not heard our acknowledgement
             same = first.digest == result.digest
             c.execute(
                 "INSERT INTO repeats VALUES (?, ?, ?, ?, ?)",

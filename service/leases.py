@@ -173,6 +173,15 @@ class Leases:
                 self._requeue(c, key, failures, code, reason)
         return True
 
+    def refuse(self, key: str, fence: int, code: str, reason: str) -> bool:
+        """A try failed in a way that will not pass: end the job, if this dispatch still holds
+        it."""
+        with self._file.transaction() as c:
+            held = c.execute(
+                "SELECT 1 FROM jobs WHERE key = ? AND fence = ? AND state = 'leased'", (key, fence)
+            ).fetchone()
+            return held is not None and end_job(c, key, code, reason)
+
     def _requeue(self, c: sqlite3.Connection, key: str, count: int, code: str, reason: str) -> None:
         # Jitter keeps jobs that failed together from coming back together.
         pause = min(MAX_BACKOFF_S, self._backoff_s * 2.0 ** (count - 1)) * random.uniform(0.5, 1.5)

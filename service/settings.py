@@ -1,17 +1,26 @@
 """Settings of the service: one YAML file, every key checked, everything on this machine unless said
 otherwise."""
 
-import difflib
 import ipaddress
 import os
-import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from inscan.callbacks.link import default_state_dir
+from inscan.callbacks.profile import explain_errors
 from inscan.service.messages import Recipe
+
+__all__ = [
+    "Settings",
+    "SettingsError",
+    "TiledSettings",
+    "check_address",
+    "default_state_dir",
+    "load_settings",
+]
 
 GIB = 1 << 30
 
@@ -20,14 +29,10 @@ class SettingsError(ValueError):
     """A settings file that cannot be used; the message names the file, the key and the remedy."""
 
 
-def default_state_dir() -> Path:
-    """`$XDG_STATE_HOME/inscan`, by default `~/.local/state/inscan`."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "inscan"
-
-
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
 
 
 class TiledSettings(_Strict):
@@ -199,39 +204,4 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(where, item) for item in error.errors())) from None
-
-
-def _explain(where: str, item: Any) -> str:
-    path = [str(part) for part in item["loc"]]
-    if item["type"] == "extra_forbidden":
-        valid = _keys_at(Settings, path[:-1])
-        close = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(valid)}"
-        return f"{where}: unknown key {'.'.join(path)!r}; {hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    # A value of `tiled.api_key` must not be quoted back; pydantic's message alone never holds the
-    # input.
-    return f"{where}: {'.'.join(path)}: {message}"
-
-
-def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(part)
-        if field is None:
-            return []
-        annotation: Any = field.annotation
-        options = (
-            get_args(annotation)
-            if get_origin(annotation) in (Union, types.UnionType)
-            else (annotation,)
-        )
-        nested = [
-            option
-            for option in options
-            if isinstance(option, type) and issubclass(option, BaseModel)
-        ]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
+        raise SettingsError(explain_errors(Path(where), Settings, error)) from None

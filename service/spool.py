@@ -1,0 +1,278 @@
+"""The spool: the arrays of a run as mapped files, which are the assembly buffer and the jobs' input
+at once."""
+
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inscan.service.messages import ArraySpec
+
+META = "meta.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+
+
+class SpoolError(OSError):
+    """Spool files that cannot be made, read or believed; the message names the path."""
+
+
+class NoDiskSpace(SpoolError):
+    """Too little space for what a run declares; says how much is needed and how much is there."""
+
+
+class Spool:
+    """All spool folders under one root, with a size budget.
+
+    Parameters
+    ----------
+    root : Path
+        `<state>/spool`; made when missing.
+    budget : int
+        Most bytes that all folders together may hold.
+    min_free : int
+        Bytes of the disk that stay free whatever the budget says.
+    """
+
+    def __init__(self, root: Path, *, budget: int, min_free: int) -> None:
+        self.root = root
+        self._budget = budget
+        self._min_free = min_free
+        self._open: dict[str, SpoolRun] = {}
+        self._lock = threading.Lock()
+        root.mkdir(parents=True, exist_ok=True)
+
+    def run(self, run_uid: str) -> "SpoolRun":
+        """Folder of a run, made when missing; the same object until `forget` or `delete`.
+
+        Raises
+        ------
+        SpoolError
+            When the uid is no plain name: it would lead out of the spool.
+        """
+        if not _RUN.fullmatch(run_uid):
+            raise SpoolError(f"run uid {run_uid!r} cannot name a folder: letters, digits, . _ -")
+        with self._lock:
+            run = self._open.get(run_uid)
+            if run is None:
+                folder = self.root / run_uid
+                folder.mkdir(exist_ok=True)
+                run = self._open[run_uid] = SpoolRun(folder, self)
+        return run
+
+    def forget(self, run_uid: str) -> None:
+        """Let go of a run's mappings; its files stay."""
+        with self._lock:
+            self._open.pop(run_uid, None)
+
+    def folder(self, run_uid: str) -> Path | None:
+        """Folder of a run where there is one."""
+        folder = self.root / run_uid
+        return folder if _RUN.fullmatch(run_uid) and folder.is_dir() else None
+
+    def delete(self, run_uid: str) -> None:
+        """Remove a run's arrays. Whoever still maps them keeps what he sees."""
+        self.forget(run_uid)
+        folder = self.folder(run_uid)
+        if folder is not None:
+            shutil.rmtree(folder)
+
+    def runs(self) -> list[str]:
+        """Uids of the runs that have a folder."""
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir())
+
+    def used(self) -> int:
+        """Bytes that all folders hold on the disk; pages never written are not counted."""
+        return sum(file.stat().st_blocks * 512 for file in self.root.rglob("*") if file.is_file())
+
+    def require(self, path: Path, nbytes: int) -> None:
+        """Refuse what would not fit.
+
+        Raises
+        ------
+        NoDiskSpace
+            Naming the path, the bytes needed and the bytes there are.
+        """
+        status = os.statvfs(self.root)
+        free = status.f_bavail * status.f_frsize - self._min_free
+        if nbytes > free:
+            raise NoDiskSpace(
+                f"no disk space for {path}: {_mib(nbytes)} needed, {_mib(max(0, free))} free "
+                "beyond "
+                f"the {_mib(self._min_free)} kept (setting min_free); free some or move state_dir"
+            )
+        left = self._budget - self.used()
+        if nbytes > left:
+            raise NoDiskSpace(
+                f"no room in the spool for {path}: {_mib(nbytes)} needed, {_mib(max(0, left))} "
+                "left "
+                f"of spool_budget {_mib(self._budget)}; results that wait for Tiled hold their "
+                "input"
+            )
+
+
+class SpoolRun:
+    """The folder of one run: `NAME.npy` files, mapped, and `meta.json`."""
+
+    def __init__(self, folder: Path, spool: Spool) -> None:
+        self.folder = folder
+        self._spool = spool
+        self._arrays: dict[str, np.memmap] = {}
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """A mapped array in C order: zeros, or what it held before where the service restarted.
+
+        A file of the same shape and dtype is taken up again. Documents sent once more land on the
+        same pixels, so that what is there already does no harm, and a job that maps the file sees
+        nothing vanish.
+
+        Parameters
+        ----------
+        name : str
+            Letters, digits, `_`, `.`, `@` and `-`.
+        shape : tuple of int
+            Slow axis first.
+        dtype : dtype
+            A plain number or bool.
+
+        Raises
+        ------
+        NoDiskSpace
+            Before anything is written.
+        SpoolError
+            For names and dtypes that cannot be.
+        """
+        dtype = np.dtype(dtype)
+        if not _NAME.fullmatch(name):
+            raise SpoolError(f"array name {name!r} cannot name a file: letters, digits, _ . @ -")
+        if dtype.kind not in "biuf" or any(length < 0 for length in shape):
+            raise SpoolError(f"array {name!r}: cannot map shape {shape} of {dtype}")
+        path = self.folder / f"{name}.npy"
+        array = _reopen(path, shape, dtype)
+        if array is None:
+            array = self._create(path, shape, dtype)
+        self._arrays[name] = array
+        return array
+
+    def _create(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+        nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        self._spool.require(path, nbytes)
+        temporary = path.with_suffix(".tmp")
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
+        _reserve(temporary)
+        # Renamed into place: a worker that maps an older file of that name keeps its own.
+        os.replace(temporary, path)
+        mapped = _reopen(path, shape, dtype)
+        if mapped is None:
+            raise SpoolError(f"{path} is not what was just written to it")
+        return mapped
+
+    def store(self, name: str, values: np.ndarray) -> ArraySpec:
+        """Write an array that was not allocated here, in one step, and describe it."""
+        path = self.folder / f"{name}.npy"
+        if not _NAME.fullmatch(name):
+            raise SpoolError(f"array name {name!r} cannot name a file: letters, digits, _ . @ -")
+        self._spool.require(path, values.nbytes)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            np.save(file, np.ascontiguousarray(values), allow_pickle=False)
+        os.replace(temporary, path)
+        return _spec(path.name, values)
+
+    def spec(self, name: str, values: np.ndarray) -> ArraySpec:
+        """Describe an array of an update: mapped here already, or stored now."""
+        mapped = self._arrays.get(name)
+        same = mapped is not None and (
+            values is mapped
+            or (
+                values.shape == mapped.shape
+                and values.dtype == mapped.dtype
+                and values.flags.c_contiguous
+                and values.ctypes.data == mapped.ctypes.data
+            )
+        )
+        return _spec(f"{name}.npy", values) if same else self.store(name, values)
+
+    def write_meta(self, meta: Mapping[str, Any]) -> None:
+        """Replace `meta.json` in one step."""
+        temporary = self.folder / f"{META}.tmp"
+        temporary.write_text(json.dumps(meta), encoding="utf-8")
+        os.replace(temporary, self.folder / META)
+
+    def sync(self) -> None:
+        """Return when every file of the folder is on the disk."""
+        sync_folder(self.folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring every file of a folder to the disk, pages written through a mapping included."""
+    for path in (*sorted(folder.iterdir()), folder, folder.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def load(folder: Path, arrays: Mapping[str, ArraySpec]) -> dict[str, np.ndarray]:
+    """Map the arrays of a job, read-only.
+
+    Raises
+    ------
+    SpoolError
+        When a file is missing, or its shape or dtype is not what the job says.
+    """
+    loaded: dict[str, np.ndarray] = {}
+    for name, spec in arrays.items():
+        path = folder / spec.file
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise SpoolError(f"{path} cannot be mapped: {error}") from error
+        if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+            raise SpoolError(
+                f"{path}: expected {spec.shape} {spec.dtype}, found {array.shape} {array.dtype.str}"
+            )
+        loaded[name] = array
+    return loaded
+
+
+def _reopen(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap | None:
+    if not path.exists():
+        return None
+    try:
+        mapped = np.lib.format.open_memmap(path, mode="r+")
+    except (ValueError, OSError):
+        return None  # torn before its header was whole: it holds nothing yet
+    if mapped.shape != shape or mapped.dtype != dtype or mapped.flags.fnc:
+        return None
+    return mapped
+
+
+def _reserve(path: Path) -> None:
+    """Give every page of a file its place on the disk: writing to a mapped page without one kills
+    the process when the disk is full, and no handler can tell whose page it was."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+    except OSError as error:
+        path.unlink()
+        raise NoDiskSpace(f"no disk space for {path.with_suffix('.npy')}: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _spec(file: str, values: np.ndarray) -> ArraySpec:
+    return ArraySpec(
+        file=file, shape=values.shape, dtype=values.dtype.str, nbytes=int(values.nbytes)
+    )
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / (1 << 20):,.0f} MiB"
