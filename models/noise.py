@@ -4,10 +4,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
+from scipy.stats import poisson
 
 __all__ = [
     "anscombe",
     "anscombe_slope",
+    "anscombe_variance",
     "inverse_anscombe",
     "inverse_anscombe_torch",
     "marchenko_pastur_median",
@@ -76,6 +78,27 @@ def anscombe_slope(stabilised: ArrayLike) -> NDArray[np.float64]:
     """
     d = np.maximum(np.asarray(stabilised, dtype=np.float64), _LOWEST)
     return d / 2 - _A / d**2 - 2 * _B / d**3 - 3 * _C / d**4
+
+
+def anscombe_variance(mean: ArrayLike) -> NDArray[np.float64]:
+    """Variance of stabilised Poisson counts: 1 at high means, less where few counts are expected.
+
+    Parameters
+    ----------
+    mean : array of float, any shape
+        Mean counts, 0 or more.
+
+    Returns
+    -------
+    ndarray of float64, same shape
+    """
+    m = np.asarray(mean, dtype=np.float64)
+    grid = np.geomspace(1e-4, 50.0, 120)
+    counts = np.arange(150)
+    weight = poisson.pmf(counts[None], grid[:, None])
+    values = anscombe(counts)
+    first, second = weight @ values, weight @ values**2
+    return np.interp(np.log(np.maximum(m, 1e-12)), np.log(grid), second - first**2)
 
 
 def inverse_anscombe_torch(stabilised: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
