@@ -247,13 +247,14 @@ def tail_sigma(eigenvalues: ArrayLike, samples: int, signal: int = 0) -> float:
     ValueError
         If nothing is left to take the median of.
     """
-    values = np.sort(np.asarray(eigenvalues, dtype=np.float64))[::-1][signal:]
-    if values.size == 0 or samples < 1:
-        raise ValueError(
-            f"tail_sigma: {values.size} eigenvalues and {samples} samples leave nothing to measure"
-        )
+    values = np.sort(np.asarray(eigenvalues, dtype=np.float64))[::-1]
     # With more frames than pixels the Gram matrix has only `samples` eigenvalues above zero.
-    values = values[: max(1, samples)]
     small, large = sorted((values.size, samples))
-    median = float(np.median(values)) / large
-    return float(np.sqrt(max(median, 0.0) / marchenko_pastur_median(small / large)))
+    values = values[signal:small]
+    if values.size == 0:
+        raise ValueError(
+            f"tail_sigma: {small} eigenvalues, {signal} of them signal, leave nothing to measure"
+        )
+    median = float(np.median(values)) / (large - signal)
+    ratio = (small - signal) / (large - signal)
+    return float(np.sqrt(max(median, 0.0) / marchenko_pastur_median(ratio)))
