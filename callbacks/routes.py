@@ -1,0 +1,75 @@
+"""Which run does a document belong to?
+
+Documents name their run in different ways: an event through its descriptor, a stream_datum
+through its stream_resource, a datum through its resource. One table per process answers for runs
+that interleave, and forgets a run with everything that pointed to it when its stop has passed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Name of a document -> (field naming what it refers to, field holding its own uid or None).
+_LINKS: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "descriptor": (("run_start",), "uid"),
+    "event": (("descriptor",), None),
+    "event_page": (("descriptor",), None),
+    "stream_resource": (("run_start",), "uid"),
+    "stream_datum": (("stream_resource", "descriptor"), None),
+    "resource": (("run_start",), "uid"),
+    "datum": (("resource",), None),
+    "datum_page": (("resource",), None),
+    "stop": (("run_start",), None),
+}
+_UNLINKED = ("stream_resource", "resource")
+
+
+class Routes:
+    """Table from document uids to run uids."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, tuple[str, ...]] = {}  # uid of anything -> its runs
+        self._members: dict[str, list[str]] = {}  # open run -> uids that point to it
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def of(self, name: str, doc: Mapping[str, Any]) -> tuple[str, ...]:
+        """Runs that a document belongs to, and remember its uid for later ones.
+
+        Returns
+        -------
+        tuple of str
+            One run uid as a rule. None for a document of no open run. Every open run for a
+            resource that names none (``run_start`` is optional in event-model): a reader leaves
+            unused resources alone, but a missing one would cost the data.
+        """
+        if name == "start":
+            uid = doc["uid"]
+            self._runs[uid] = (uid,)
+            self._members[uid] = [uid]
+            return (uid,)
+        if name not in _LINKS:
+            return ()
+        fields, own = _LINKS[name]
+        runs: tuple[str, ...] = ()
+        for field in fields:
+            runs = self._runs.get(doc.get(field, ""), ())
+            if runs:
+                break
+        if not runs and name in _UNLINKED and not doc.get("run_start"):
+            runs = tuple(self._members)
+        if own is not None and runs:
+            uid = doc[own]
+            self._runs[uid] = runs
+            for run in runs:
+                self._members[run].append(uid)
+        return runs
+
+    def close(self, run_uid: str) -> None:
+        """Forget a run and whatever pointed to it alone."""
+        for uid in self._members.pop(run_uid, ()):
+            left = tuple(run for run in self._runs.get(uid, ()) if run != run_uid)
+            if left:
+                self._runs[uid] = left
+            else:
+                self._runs.pop(uid, None)

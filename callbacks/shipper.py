@@ -1,0 +1,348 @@
+"""The thread that carries document logs to the service, whenever there is one.
+
+It never holds up the RunEngine: it reads the log files, keeps a bounded number of documents under
+way, and starts over from what the service says it has when either side was gone.
+"""
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from inscan.callbacks.document_log import DocumentLog
+from inscan.callbacks.link import Link, Location, host_id
+from inscan.callbacks.log_file import SUFFIX, LogFile
+from inscan.callbacks.outbox import Outbox
+from inscan.callbacks.wire import PROTOCOL, Message, WireError, pack, unpack
+
+logger = logging.getLogger(__name__)
+
+PING_INTERVAL = 1.0
+SILENCE = 6.0  # seconds without a word from the service: it is gone
+GROWING_INTERVAL = 0.05  # seconds between looks at growing logs; the RunEngine wakes nobody
+SCAN_INTERVAL = 5.0
+FIRST_WORD = 2.0  # seconds before the absence of a service is mentioned
+_SENDING = 8  # logs sent at the same time
+_OPEN = 64  # logs kept open
+_MAX_REQUESTS = 256
+
+
+class ServiceGone(ConnectionError):
+    """The service did not answer, or went away before it had."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    op: str
+    fields: dict[str, Any]
+    deadline: float
+    future: "Future[dict[str, Any]]"
+
+
+class Shipper(threading.Thread):
+    """Carries logs to the service and answers back.
+
+    Parameters
+    ----------
+    log : DocumentLog
+        Logs of this process; its folder is searched for those of dead ones too.
+    find : callable
+        Says where the service is; asked again at every attempt.
+    on_outcome : callable
+        (run uid, outcome) of a watched run.
+    on_snapshot : callable
+        (run uid, snapshot) of a watched run.
+
+    Attributes
+    ----------
+    connected : bool
+        The service has spoken within the last seconds.
+    left_behind : int
+        Logs that the service had not taken over when the thread ended.
+    """
+
+    def __init__(
+        self,
+        log: DocumentLog,
+        find: Callable[[], Location],
+        *,
+        on_outcome: Callable[[str, dict[str, Any]], None],
+        on_snapshot: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        super().__init__(name="inscan-shipper", daemon=True)
+        self.connected = False
+        self.left_behind = 0
+        self.outbox = Outbox()
+        self._log = log
+        self._find = find
+        self._on_outcome = on_outcome
+        self._on_snapshot = on_snapshot
+        self._link = Link()
+        self._client = uuid.uuid4().hex
+        self._location: Location | None = None
+        self._boot: str | None = None
+        self._begun = self._heard = self._socket_since = time.monotonic()
+        self._told_absent = False
+        self._pinged = self._scanned = self._dialled = -1e9
+        self._unreadable: set[str] = set()
+        self._guard = threading.Lock()  # of the next three
+        self._watched: set[str] = set()
+        self._unwatched: deque[str] = deque()
+        self._requests: dict[str, _Request] = {}
+        self._unsent_requests: deque[str] = deque()
+        self._deadline: float | None = None
+        self._finished = False
+
+    # Called from other threads.
+
+    def wake(self) -> None:
+        """Look at the logs now."""
+        with self._guard:
+            if not self._finished:
+                self._link.wake()
+
+    def watch(self, run_uid: str) -> None:
+        """Ask for the outcome of a run, again at every reconnection until it came."""
+        with self._guard:
+            self._watched.add(run_uid)
+            self._unwatched.append(run_uid)
+        self.wake()
+
+    def request(
+        self, op: str, fields: Mapping[str, Any], timeout: float
+    ) -> "Future[dict[str, Any]]":
+        """Send a request; the future gets the reply, or ServiceGone within ``timeout`` seconds.
+
+        A request that could not be sent in that time is never sent.
+        """
+        future: Future[dict[str, Any]] = Future()
+        future.set_running_or_notify_cancel()
+        with self._guard:
+            if self._finished or len(self._requests) >= _MAX_REQUESTS:
+                future.set_exception(ServiceGone("the connection is closed or overloaded"))
+                return future
+            name = uuid.uuid4().hex
+            deadline = time.monotonic() + timeout
+            self._requests[name] = _Request(op, dict(fields), deadline, future)
+            self._unsent_requests.append(name)
+        self.wake()
+        return future
+
+    def stop(self, timeout: float) -> bool:
+        """Send what can be sent within ``timeout`` seconds, then end.
+
+        Returns
+        -------
+        bool
+            Whether the service has taken over every log.
+        """
+        self._deadline = time.monotonic() + timeout
+        self.wake()
+        self.join(timeout + 2 * PING_INTERVAL)
+        return not self.is_alive() and self.left_behind == 0
+
+    # The thread.
+
+    def run(self) -> None:
+        try:
+            while not self._done():
+                self._turn()
+        finally:
+            self.left_behind = len(self.outbox)
+            with self._guard:
+                self._finished = True
+                requests, self._requests = self._requests, {}
+            for request in requests.values():
+                request.future.set_exception(ServiceGone("the connection was closed"))
+            self.outbox.close()
+            self._link.close()
+
+    def _turn(self) -> None:
+        try:
+            self._link.wait(self._pause())
+            for message in self._link.messages():
+                self._heard = time.monotonic()
+                self._receive(message)
+            now = time.monotonic()
+            self._collect(now)
+            self._keep_contact(now)
+            self._expire(now)
+            if self.connected:
+                self._speak()
+                self.outbox.pump(self._link.send, now)
+        except Exception:  # noqa: BLE001 - the thread must outlive any defect: logs wait on disk
+            logger.exception("inscan: defect while sending documents; they stay in their logs")
+            self._link.wait(PING_INTERVAL)
+
+    def _pause(self) -> float:
+        if self._deadline is not None:
+            return GROWING_INTERVAL / 2
+        dialling = not self.connected and time.monotonic() - self._socket_since < PING_INTERVAL
+        return GROWING_INTERVAL if dialling or self.outbox.live() else PING_INTERVAL / 2
+
+    def _done(self) -> bool:
+        if self._deadline is None:
+            return False
+        now = time.monotonic()
+        # A service that is there answers the dial within moments; do not wait for none.
+        absent = not self.connected and now - self._begun > PING_INTERVAL
+        return now > self._deadline or absent or (self.connected and self._idle())
+
+    def _idle(self) -> bool:
+        with self._guard:
+            if self._requests:
+                return False
+        return not self._log.waiting and self.outbox.idle()
+
+    def _collect(self, now: float) -> None:
+        """Take over new logs, our own and those that dead processes left."""
+        if self._log.waiting and now - self._scanned > PING_INTERVAL:
+            self._log.mend()
+        for log in self._log.take_new():
+            self.outbox.add(log)
+        if now - self._scanned < SCAN_INTERVAL or self._deadline is not None:
+            return
+        self._scanned = now
+        self.outbox.park(_OPEN)
+        known = self.outbox.file_names() | self._unreadable
+        try:
+            names = sorted(set(os.listdir(self._log.directory)) - known)
+        except OSError:
+            return  # no folder, no leftovers; appending has its own words for it
+        for name in names:
+            if self.outbox.unsent() >= _SENDING or len(self.outbox) > _OPEN:
+                return
+            if name.endswith(SUFFIX):
+                self._adopt(name)
+
+    def _adopt(self, name: str) -> None:
+        try:
+            log = LogFile.adopt(self._log.directory / name)
+        except OSError as error:
+            self._unreadable.add(name)
+            logger.warning("inscan: %s; it is left where it is", error)
+            return
+        if log is not None:
+            self.outbox.add(log)
+
+    def _keep_contact(self, now: float) -> None:
+        if self.connected and now - self._heard > SILENCE:
+            self.connected = False
+            logger.warning(
+                "inscan: the service at %s does not answer; documents are logged in %s until "
+                "it is back",
+                self._location and self._location.address,
+                self._log.directory,
+            )
+        if not self.connected and now - self._dialled > PING_INTERVAL:
+            self._dial(now)
+        if now - self._pinged > PING_INTERVAL:
+            sent = self._link.send("PING", {}) if self.connected else self._hello()
+            self._pinged = now if sent else -1e9
+        if not self.connected and not self._told_absent and now - self._begun > FIRST_WORD:
+            self._told_absent = True
+            logger.warning(
+                "inscan: no service at %s (%s). Documents are logged in %s and sent when one "
+                "runs: `inscan serve`",
+                self._location and self._location.address,
+                self._location and self._location.source,
+                self._log.directory,
+            )
+
+    def _dial(self, now: float) -> None:
+        self._dialled = now
+        location = self._find()
+        if location != self._location or now - self._heard > 2 * SILENCE:
+            # A fresh socket, too, where the old one might hang in a half-open connection.
+            self._location = location
+            self._heard = self._socket_since = now
+            try:
+                self._link.connect(location.address)
+            except ValueError as error:
+                logger.warning("inscan: %s (from %s)", error, location.source)
+        self._pinged = -1e9
+
+    def _hello(self) -> bool:
+        header = {"client": self._client, "host_id": host_id(), "pid": os.getpid()}
+        return self._link.send("HELLO", {**header, "protocol": list(PROTOCOL)})
+
+    def _speak(self) -> None:
+        """Send watches and requests that are due."""
+        with self._guard:
+            watches, self._unwatched = self._unwatched, deque()
+            names, self._unsent_requests = self._unsent_requests, deque()
+            requests = [(name, self._requests[name]) for name in names if name in self._requests]
+        for run_uid in watches:
+            if not self._link.send("WATCH", {"run": run_uid}):
+                with self._guard:
+                    self._unwatched.append(run_uid)
+        for name, request in requests:
+            try:
+                header = {"id": name, "op": request.op}
+                sent = self._link.send("REQUEST", header, pack(request.fields))
+            except WireError as error:
+                self._answer(name, error)
+                continue
+            if not sent:
+                self._answer(name, ServiceGone("the service does not take the request"))
+
+    def _expire(self, now: float) -> None:
+        with self._guard:
+            late = [name for name, request in self._requests.items() if now > request.deadline]
+        for name in late:
+            self._answer(name, ServiceGone("the service did not answer in time"))
+
+    def _answer(self, name: str, reply: dict[str, Any] | Exception) -> None:
+        with self._guard:
+            request = self._requests.pop(name, None)
+        if request is None:
+            return
+        if isinstance(reply, Exception):
+            request.future.set_exception(reply)
+        else:
+            request.future.set_result(reply)
+
+    def _receive(self, message: Message) -> None:
+        header = message.header
+        try:
+            match message.kind:
+                case "WELCOME":
+                    self._welcome(str(header["boot"]))
+                case "ACK":
+                    self.outbox.acknowledge(header["run"], int(header["offset"]))
+                case "RESUME":
+                    self.outbox.resume(header["run"], int(header["offset"]))
+                case "RELEASE":
+                    self.outbox.release(header["run"])
+                case "OUTCOME":
+                    with self._guard:
+                        self._watched.discard(header["run"])
+                    self._on_outcome(header["run"], unpack(message.chunks[0]))
+                case "SNAPSHOT":
+                    self._on_snapshot(header["run"], dict(header))
+                case "REPLY":
+                    self._answer(header["id"], unpack(message.chunks[0]))
+                case "ERR":
+                    logger.warning("inscan: the service says: %s", header.get("message"))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            logger.warning("inscan: malformed %s from the service: %r", message.kind, error)
+
+    def _welcome(self, boot: str) -> None:
+        if self.connected and boot == self._boot:
+            return
+        logger.info("inscan: connected to the service")
+        self.connected = True
+        self._told_absent = True
+        self._boot = boot
+        self.outbox.reset()
+        with self._guard:
+            self._unwatched.extend(self._watched.difference(self._unwatched))
+            lost = [name for name in self._requests if name not in self._unsent_requests]
+        for name in lost:
+            self._answer(name, ServiceGone("the service went away before it answered"))

@@ -1,0 +1,455 @@
+"""Where documents come in: the thread that owns the ingest socket.
+
+Documents go to the assembler of their run in a small pool of threads, so that a run whose detector
+files are slow holds up no other. A client may delete its log (RELEASE) only after the run's
+finals are durable; until then a new service asks for everything again.
+"""
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import zmq
+
+from inscan.callbacks.wire import (
+    MAX_DOCUMENT_BYTES,
+    Buffer,
+    Message,
+    VersionError,
+    WireError,
+    decode_message,
+    encode_message,
+    pack,
+    unpack,
+)
+from inscan.service.intake import RunIntake, Uses
+from inscan.service.mailbox import Mailbox, Outcome, SnapshotDone
+
+logger = logging.getLogger(__name__)
+
+_POLL_MS = 500  # between looks at clocks
+_RESUME_INTERVAL = 1.0  # a RESUME is not repeated for each of the documents under way
+_MAX_RUNS = 256
+_MAX_CLIENTS = 1024
+_FINISHED = 10_000  # run uids remembered as over
+_MAX_REQUEST = 4 * 2**20
+_THREADS = 4
+
+
+class AddressInUseError(OSError):
+    """Another program listens at the address."""
+
+
+@dataclass
+class _Client:
+    name: str = ""
+    host_id: str = ""
+    pid: int = 0
+    seen: float = 0.0
+    watches: set[str] = field(default_factory=set)
+
+
+class Ingest:
+    """The ingest thread.
+
+    Parameters
+    ----------
+    address : str
+        Where to listen, such as ``tcp://127.0.0.1:5620``; port 0 takes any free one.
+    uses : Uses
+        What becomes of documents; called from a pool of four threads.
+    is_closed : callable
+        Run uid -> whether everything of the run is durable (`Uses.on_closed` was called, in this
+        or an earlier life of the service) or it is over otherwise: its log may go.
+    on_incomplete : callable
+        (run uid, reason): nobody sends the run any more, and it has no stop. Provisional: when
+        its client comes back, the run is taken in again from its start.
+    outcome_of : callable
+        Run uid -> outcome payload, or None while there is none.
+    handle_request : callable
+        (op, fields) -> reply; called in the ingest thread, so it must be quick. An exception
+        becomes a refusal that carries its text.
+    mailbox : Mailbox
+        For `Outcome` and `SnapshotDone`.
+    incomplete_after : float
+        Seconds without a word from a run's client before `on_incomplete`.
+    retry_after : float
+        Seconds before a run that met a failing machine is asked for again.
+    unfinished : iterable of str
+        Runs that an earlier life of the service had begun and not closed.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        uses: Uses,
+        *,
+        is_closed: Callable[[str], bool],
+        on_incomplete: Callable[[str, str], None],
+        outcome_of: Callable[[str], dict[str, Any] | None],
+        handle_request: Callable[[str, dict[str, Any]], Mapping[str, Any]],
+        mailbox: Mailbox,
+        incomplete_after: float = 600.0,
+        retry_after: float = 30.0,
+        unfinished: Iterable[str] = (),
+    ) -> None:
+        self.boot = uuid.uuid4().hex
+        self.counts: Counter[str] = Counter()
+        """Messages by kind, and ``garbage``, ``repeated``, ``gaps``."""
+        self._address = address
+        self._uses = uses
+        self._is_closed = is_closed
+        self._on_incomplete = on_incomplete
+        self._outcome_of = outcome_of
+        self._handle_request = handle_request
+        self._mailbox = mailbox
+        self._incomplete_after = incomplete_after
+        self._retry_after = retry_after
+        self._runs: dict[str, RunIntake] = {}
+        self._clients: OrderedDict[bytes, _Client] = OrderedDict()
+        self._finished: OrderedDict[str, None] = OrderedDict()
+        begun = time.monotonic()
+        self._orphans = dict.fromkeys(unfinished, begun)
+        self._context: zmq.Context | None = None
+        self._socket: zmq.Socket | None = None
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopping = threading.Event()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="inscan-run")
+        self._thread = threading.Thread(target=self._run, name="inscan-ingest")
+
+    def bind(self) -> str:
+        """Listen.
+
+        Returns
+        -------
+        str
+            The address clients connect to, with the real port.
+
+        Raises
+        ------
+        AddressInUseError
+            If somebody listens there already.
+        ValueError
+            If it is no address of this machine.
+        """
+        self._context = zmq.Context()
+        sock = self._context.socket(zmq.ROUTER)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        sock.setsockopt(zmq.SNDHWM, 1000)
+        sock.setsockopt(zmq.RCVHWM, 256)
+        sock.setsockopt(zmq.MAXMSGSIZE, MAX_DOCUMENT_BYTES + 2**20)
+        sock.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10000)
+        try:
+            sock.bind(self._address)
+        except zmq.ZMQError as error:
+            sock.close(linger=0)
+            self._context.term()
+            self._context = None
+            if error.errno == zmq.EADDRINUSE:
+                raise AddressInUseError(
+                    error.errno,
+                    f"{self._address} is in use: another inscan runs there (`inscan status`), or "
+                    f"another program does; stop it or set `ingest` to another port (0: any)",
+                ) from error
+            raise ValueError(f"cannot listen at {self._address}: {error}") from error
+        self._socket = sock
+        return sock.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def start(self) -> None:
+        """Start the thread; `bind` first."""
+        if self._socket is None:
+            raise RuntimeError("bind() before start()")
+        self._thread.start()
+
+    def stop(self, timeout: float = 30.0) -> bool:
+        """Stop taking documents, let the runs finish the one they are at, close the socket.
+
+        Returns
+        -------
+        bool
+            False if some thread is still busy after ``timeout`` seconds.
+        """
+        self._stopping.set()
+        os.eventfd_write(self._wake, 1)
+        if self._thread.ident is None:
+            self._close()
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        assert self._socket is not None
+        poller = zmq.Poller()
+        for source in (self._socket, self._wake, self._mailbox.fileno()):
+            poller.register(source, zmq.POLLIN)
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._turn(poller)
+                except Exception:  # noqa: BLE001 - one bad message must not end the service
+                    self.counts["defects"] += 1
+                    logger.exception("inscan: defect in ingest; it goes on")
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        for run in self._runs.values():
+            run.abandon()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for run in self._runs.values():
+            run.close()
+        if self._socket is not None and self._context is not None:
+            self._socket.close(linger=0)
+            self._context.term()
+        os.close(self._wake)
+
+    def _turn(self, poller: zmq.Poller) -> None:
+        for source, _ in poller.poll(_POLL_MS):
+            if source == self._wake:
+                os.eventfd_read(self._wake)
+        for item in self._mailbox.drain():
+            self._mail(item)
+        for _ in range(256):
+            frames = self._receive()
+            if frames is None:
+                break
+            self._message(frames)
+        now = time.monotonic()
+        for run in list(self._runs.values()):
+            self._report(run, now)
+        self._watch_clocks(now)
+
+    def _receive(self) -> list[bytes] | None:
+        assert self._socket is not None
+        try:
+            return self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def _send(self, identity: bytes, kind: str, header: Mapping[str, Any], *chunks: Buffer) -> None:
+        """Send if the client is there; whatever is lost is asked for again."""
+        assert self._socket is not None
+        try:
+            frames = [identity, *encode_message(kind, header, *chunks)]
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            self.counts["unsent"] += 1
+
+    def _message(self, frames: list[bytes]) -> None:
+        identity, *rest = frames
+        try:
+            message = decode_message(rest)
+        except VersionError as error:
+            self.counts["garbage"] += 1
+            self._send(identity, "ERR", {"code": "protocol", "message": str(error)})
+            return
+        except WireError:
+            self.counts["garbage"] += 1
+            return
+        try:
+            client = self._client(identity)
+            self._dispatch(identity, client, message)
+            self.counts[message.kind] += 1
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            self.counts["garbage"] += 1
+            logger.warning("malformed %s: %r", message.kind, error)
+
+    def _client(self, identity: bytes) -> _Client:
+        client = self._clients.setdefault(identity, _Client())
+        client.seen = time.monotonic()
+        self._clients.move_to_end(identity)
+        while len(self._clients) > _MAX_CLIENTS:
+            self._clients.popitem(last=False)
+        return client
+
+    def _dispatch(self, identity: bytes, client: _Client, message: Message) -> None:
+        header = message.header
+        match message.kind:
+            case "HELLO":
+                client.name, client.host_id = str(header["client"]), str(header["host_id"])
+                client.pid = int(header["pid"])
+                self._welcome(identity)
+            case "PING":
+                self._welcome(identity)
+            case "DOC":
+                (chunk,) = message.chunks
+                offset, following = int(header["offset"]), int(header["next"])
+                self._document(identity, _uid(header), offset, following, bytes(chunk))
+            case "SYNC":
+                self._sync(identity, _uid(header), bool(header["ended"]))
+            case "WATCH":
+                self._watch(identity, client, _uid(header))
+            case "REQUEST":
+                self._request(identity, header, message)
+            case _:
+                raise ValueError("unknown kind of message")
+
+    def _welcome(self, identity: bytes) -> None:
+        self._send(identity, "WELCOME", {"service": f"inscan {_VERSION}", "boot": self.boot})
+
+    def _over(self, run_uid: str) -> bool:
+        if run_uid in self._finished:
+            return True
+        if run_uid not in self._runs and self._is_closed(run_uid):
+            self._remember(run_uid)
+            return True
+        return False
+
+    def _remember(self, run_uid: str) -> None:
+        self._finished[run_uid] = None
+        while len(self._finished) > _FINISHED:
+            self._finished.popitem(last=False)
+
+    def _document(
+        self, identity: bytes, run_uid: str, offset: int, following: int, payload: bytes
+    ) -> None:
+        if self._over(run_uid):
+            self._send(identity, "RELEASE", {"run": run_uid})
+            return
+        run = self._runs.get(run_uid)
+        if run is None:
+            if offset != 0:
+                self._send(identity, "RESUME", {"run": run_uid, "offset": 0})
+                return
+            if len(self._runs) >= _MAX_RUNS:
+                message = f"{_MAX_RUNS} runs are open already; {run_uid} has to wait"
+                self._send(identity, "ERR", {"code": "busy", "message": message})
+                return
+            run = self._runs[run_uid] = RunIntake(run_uid, identity, self._uses)
+            self._orphans.pop(run_uid, None)
+        run.client = identity
+        match run.offer(offset, following, payload):
+            case "next":
+                self._put_to_work(run)
+            case "old":
+                self.counts["repeated"] += 1
+            case "gap":
+                self.counts["gaps"] += 1
+                now = time.monotonic()
+                if now - run.resumed_at > _RESUME_INTERVAL:
+                    run.resumed_at = now
+                    header = {"run": run_uid, "offset": run.expected}
+                    self._send(identity, "RESUME", header)
+
+    def _put_to_work(self, run: RunIntake) -> None:
+        if run.claim():
+            self._pool.submit(self._work, run)
+
+    def _work(self, run: RunIntake) -> None:
+        run.work(self._tell)
+        self._tell()  # the run is idle now
+
+    def _tell(self) -> None:
+        """Have the ingest thread look at the runs."""
+        os.eventfd_write(self._wake, 1)
+
+    def _sync(self, identity: bytes, run_uid: str, ended: bool) -> None:
+        if self._over(run_uid):
+            self._send(identity, "RELEASE", {"run": run_uid})
+            return
+        run = self._runs.get(run_uid)
+        if run is None:
+            self._send(identity, "RESUME", {"run": run_uid, "offset": 0})
+            return
+        run.client = identity
+        self._send(identity, "RESUME", {"run": run_uid, "offset": run.expected})
+        if ended and run.idle and run.state == "open":
+            run.end("the acquisition ended without a stop document")
+            self._put_to_work(run)
+
+    def _watch(self, identity: bytes, client: _Client, run_uid: str) -> None:
+        outcome = self._outcome_of(run_uid)
+        if outcome is not None:
+            self._send(identity, "OUTCOME", {"run": run_uid}, pack(outcome))
+        elif len(client.watches) < _FINISHED:
+            client.watches.add(run_uid)
+
+    def _request(self, identity: bytes, header: Mapping[str, Any], message: Message) -> None:
+        (chunk,) = message.chunks
+        fields = unpack(chunk, max_bytes=_MAX_REQUEST)
+        reply: dict[str, Any]
+        try:
+            reply = {"ok": True, **self._handle_request(str(header["op"]), dict(fields))}
+            packed = pack(reply)
+        except Exception as error:  # noqa: BLE001 - the caller gets to know, the service goes on
+            logger.warning("request %s refused: %s", header["op"], error)
+            packed = pack({"ok": False, "reason": str(error) or type(error).__name__})
+        self._send(identity, "REPLY", {"id": header["id"]}, packed)
+
+    def _mail(self, item: object) -> None:
+        match item:
+            case Outcome(run_uid, payload):
+                self._publish(run_uid, "OUTCOME", {"run": run_uid}, pack(payload))
+                for client in self._clients.values():
+                    client.watches.discard(run_uid)
+            case SnapshotDone(run_uid, rows, path):
+                self._publish(run_uid, "SNAPSHOT", {"run": run_uid, "rows": rows, "path": path})
+            case _:
+                raise TypeError(f"ingest takes no {type(item).__name__}")
+
+    def _publish(self, run_uid: str, kind: str, header: Mapping[str, Any], *chunks: Buffer) -> None:
+        for identity, client in list(self._clients.items()):
+            if run_uid in client.watches:
+                self._send(identity, kind, header, *chunks)
+
+    def _report(self, run: RunIntake, now: float) -> None:
+        """Tell the client what has become of what it sent."""
+        placed, state = run.placed, run.state
+        if placed > run.told:
+            run.told = placed
+            self._send(run.client, "ACK", {"run": run.run_uid, "offset": placed})
+        if state == "open" or not run.idle:
+            return
+        if state == "held":
+            run.held_at = run.held_at or now
+            if now - run.held_at > self._retry_after:
+                del self._runs[run.run_uid]
+                self._send(run.client, "RESUME", {"run": run.run_uid, "offset": 0})
+            return
+        del self._runs[run.run_uid]
+        self._remember(run.run_uid)
+        self._send(run.client, "RELEASE", {"run": run.run_uid})
+        outcome = self._outcome_of(run.run_uid)
+        if outcome is None and state in ("failed", "passed_by"):
+            outcome = {"status": state, "reason": run.reason, "proposals": []}
+        if outcome is not None:
+            self._mail(Outcome(run.run_uid, outcome))
+
+    def _watch_clocks(self, now: float) -> None:
+        for run in list(self._runs.values()):
+            client = self._clients.get(run.client)
+            silent = now - client.seen if client else self._incomplete_after + 1
+            if run.state == "open" and run.idle and silent > self._incomplete_after:
+                run.close()
+                del self._runs[run.run_uid]
+                self._incomplete(run.run_uid)
+        for run_uid, since in list(self._orphans.items()):
+            if now - since > self._incomplete_after:
+                del self._orphans[run_uid]
+                self._incomplete(run_uid)
+
+    def _incomplete(self, run_uid: str) -> None:
+        reason = f"no stop document, and no word from its client for {self._incomplete_after:g} s"
+        self._on_incomplete(run_uid, f"incomplete: {reason}")
+
+
+def _uid(header: Mapping[str, Any]) -> str:
+    uid = header["run"]
+    if not isinstance(uid, str) or not 0 < len(uid) <= 256:
+        raise ValueError("a run is named by a text of 1 to 256 characters")
+    return uid
+
+
+_VERSION = version("inscan")

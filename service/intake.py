@@ -1,0 +1,273 @@
+"""One run on its way in: documents in order, through its assembler, into durable updates.
+
+No socket here. `RunIntake.offer` (ingest's thread) decides by offset what a document is: the next
+one, a repetition, or the far side of a gap. `RunIntake.work` (one thread of a pool at a time)
+places what has been accepted. What the client is to be told is read from the attributes.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from inscan.callbacks.updates import NotUnderstood, Update
+from inscan.callbacks.wire import WireError, unpack
+
+logger = logging.getLogger(__name__)
+
+State = Literal["open", "closed", "passed_by", "failed", "held"]
+
+# Well above what a client may have under way, so only one that breaks the rules gets there.
+_MAX_QUEUE = 256
+_MAX_QUEUE_BYTES = 512 * 2**20
+
+
+class Assembler(Protocol):
+    """What an assembler is to ingest; see `inscan.callbacks.assembly.RunAssembler`."""
+
+    def __call__(self, name: str, doc: Mapping[str, Any], /) -> list[Update]:
+        """Place one document; return the updates that it completes."""
+        ...
+
+    def finish(self, reason: str, /) -> list[Update]:
+        """End a run whose stop document will never come."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files. Nothing is placed afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What becomes of a run's documents; every one may be called from several threads, for
+    different runs at the same time.
+
+    Attributes
+    ----------
+    open_run : callable
+        Start document -> assembler; raises NotUnderstood for a run that is nobody's.
+    on_update : callable
+        Takes an update; when it returns, a final or a rejection is durable. OSError means that
+        the machine failed and the run is tried again later; any other exception that it cannot
+        be processed.
+    on_closed : callable
+        (run uid): all updates of the run have been taken. Durable when it returns.
+    on_passed_by : callable
+        (run uid, reason): not a run for inscan.
+    on_failed : callable
+        (run uid, reason): the run cannot be processed. Durable when it returns.
+    """
+
+    open_run: Callable[[Mapping[str, Any]], Assembler]
+    on_update: Callable[[Update], None]
+    on_closed: Callable[[str], None]
+    on_passed_by: Callable[[str, str], None]
+    on_failed: Callable[[str, str], None]
+
+
+@dataclass
+class RunIntake:
+    """State of one run; see the module.
+
+    Attributes
+    ----------
+    client : bytes
+        Routing identity from which documents come, the latest that sent any.
+    expected : int
+        Offset of the next document to accept.
+    placed : int
+        Everything before this offset has gone through the assembler.
+    state : str
+        ``open`` until its end; ``held``: the machine failed, to be sent again later.
+    reason : str
+        Why it failed, is held, or was passed by.
+    """
+
+    run_uid: str
+    client: bytes
+    uses: Uses
+    expected: int = 0
+    placed: int = 0
+    state: State = "open"
+    reason: str = ""
+    told: int = 0  # offset last acknowledged
+    resumed_at: float = -1e9
+    held_at: float = 0.0
+    _queue: deque[tuple[int, bytes] | str] = field(default_factory=deque)
+    _bytes: int = 0
+    _busy: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _assembler: Assembler | None = None
+    _gaps: list[str] = field(default_factory=list)
+
+    def offer(self, offset: int, following: int, payload: bytes) -> Literal["next", "old", "gap"]:
+        """Accept a document if it is the next one.
+
+        Returns
+        -------
+        str
+            ``next``: accepted. ``old``: placed or waiting already. ``gap``: something before it
+            is missing (or too much waits): ask to resume from `expected`.
+        """
+        with self._lock:
+            if offset < self.expected:
+                return "old"
+            full = len(self._queue) >= _MAX_QUEUE or self._bytes + len(payload) > _MAX_QUEUE_BYTES
+            if offset > self.expected or following <= offset or (full and self._queue):
+                return "gap"
+            self._queue.append((following, payload))
+            self._bytes += len(payload)
+            self.expected = following
+        return "next"
+
+    def end(self, reason: str) -> None:
+        """No document will follow, though there was no stop: process what there is."""
+        with self._lock:
+            if reason not in self._queue:
+                self._queue.append(reason)
+
+    def claim(self) -> bool:
+        """Whether the caller is to have `work` run now: there is work and nobody is at it."""
+        with self._lock:
+            if self._busy or not self._queue:
+                return False
+            self._busy = True
+            return True
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nobody works."""
+        with self._lock:
+            return not self._busy and not self._queue
+
+    def work(self, tell: Callable[[], None]) -> None:
+        """Place what waits. Run by one thread at a time (`claim`); never raises.
+
+        Parameters
+        ----------
+        tell : callable
+            Called after each document: `placed` has moved.
+        """
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._busy = False
+                    return
+                item = self._queue.popleft()
+            if self.state == "open":
+                try:
+                    self._process(item)
+                except Exception as error:  # noqa: BLE001 - one run's defect is not the others'
+                    self._broken(error)
+            if not isinstance(item, str):
+                with self._lock:
+                    self._bytes -= len(item[1])
+                    self.placed = item[0]
+            tell()
+
+    def abandon(self) -> None:
+        """Forget what waits: the service stops, and the client has it."""
+        with self._lock:
+            self._queue.clear()
+            self._bytes = 0
+
+    def close(self) -> None:
+        """Let go of the assembler. Only while `idle`."""
+        if self._assembler is not None:
+            self._assembler.close()
+            self._assembler = None
+
+    def _process(self, item: tuple[int, bytes] | str) -> None:
+        if isinstance(item, str):
+            self._finish([] if self._assembler is None else self._assembler.finish(item), item)
+            return
+        name, doc = self._document(item[1])
+        if name == "gap":
+            self._gaps.append(
+                f"{doc.get('documents')} documents were not recorded ({doc.get('reason')})"
+            )
+            logger.warning("run %s: %s", self.run_uid, self._gaps[-1])
+        elif name == "start":
+            if self._assembler is None:
+                self._start(doc)
+        elif name == "log":
+            return
+        elif self._assembler is None:
+            self._pass_by("its start document is missing from the log")
+        else:
+            updates = self._assembler(name, doc)
+            if name == "stop":
+                self._finish(updates, "")
+            else:
+                self._show(updates)
+
+    def _document(self, payload: bytes) -> tuple[str, dict[str, Any]]:
+        try:
+            name, doc = unpack(payload)
+            if not isinstance(name, str) or not isinstance(doc, dict):
+                raise WireError("not a pair of name and document")
+        except (WireError, TypeError, ValueError) as error:
+            return "gap", {"documents": 1, "reason": f"unreadable: {error}"}
+        return name, doc
+
+    def _start(self, doc: dict[str, Any]) -> None:
+        if doc.get("uid") != self.run_uid:
+            self._pass_by(f"its start document has the uid {doc.get('uid')!r}")
+            return
+        try:
+            self._assembler = self.uses.open_run(doc)
+        except NotUnderstood as error:
+            self._pass_by(str(error))
+
+    def _show(self, updates: list[Update]) -> None:
+        """Hand on what a document before the end completed; snapshots are allowed to fail."""
+        for update in updates:
+            if update.kind != "snapshot":
+                self._take(update)
+                continue
+            try:
+                self._take(update)
+            except Exception:  # noqa: BLE001 - the next snapshot or the final replaces it
+                logger.exception("run %s: a snapshot was lost; the run goes on", self.run_uid)
+
+    def _take(self, update: Update) -> None:
+        if self._gaps:
+            update.meta.setdefault("warnings", []).extend(
+                gap for gap in self._gaps if gap not in update.meta.get("warnings", [])
+            )
+        self.uses.on_update(update)
+
+    def _finish(self, updates: list[Update], reason: str) -> None:
+        for update in updates:
+            self._take(update)
+        if not updates and reason:
+            self.uses.on_failed(self.run_uid, reason)
+            self.reason, self.state = reason, "failed"
+        else:
+            self.uses.on_closed(self.run_uid)
+            self.state = "closed"
+        self.close()
+
+    def _pass_by(self, reason: str) -> None:
+        self.uses.on_passed_by(self.run_uid, reason)
+        self.reason, self.state = reason, "passed_by"
+
+    def _broken(self, error: Exception) -> None:
+        self.reason = f"{type(error).__name__}: {error}"
+        logger.exception("run %s: %s", self.run_uid, self.reason)
+        # The machine failed (disk full, no permission): the same documents may work later.
+        held = isinstance(error, OSError)
+        if not held:
+            try:
+                self.uses.on_failed(self.run_uid, self.reason)
+            except Exception:  # noqa: BLE001 - not recorded, so it must not be released either
+                logger.exception("run %s: the failure could not be recorded", self.run_uid)
+                held = True
+        try:
+            self.close()
+        except Exception:  # noqa: BLE001 - detector files of a run that is given up anyway
+            logger.exception("run %s: cannot close its assembler", self.run_uid)
+        self.state = "held" if held else "failed"
