@@ -15,7 +15,17 @@ from inscan.service.result_view import StoredArray
 
 ACCESS_KEYS = ("data_session", "proposal", "tiled_access_tags", "cycle", "project", "facility")
 """Copied verbatim from the raw start document: who may see the raw run may see the result, and nobody else."""
-COPIED_KEYS = ("scan_id", "beamline_id", "sample", "purpose", "group", "owner", "parent_uid", "region", "replay_of")
+COPIED_KEYS = (
+    "scan_id",
+    "beamline_id",
+    "sample",
+    "purpose",
+    "group",
+    "owner",
+    "parent_uid",
+    "region",
+    "replay_of",
+)
 """Copied from the raw start document where it has them, so that people find both runs by the same words."""
 SPECS = {
     "n2n": "XRFDenoisedMap",
@@ -109,7 +119,7 @@ def compose(
         specs=(SPECS[job.recipe],),
         access_tags=_access_tags(raw_start),
         start=plain({key: value for key, value in start.items() if value is not None}),
-        descriptor=plain(_descriptor(job, placed, axes_of(job.meta, placed), now)),
+        descriptor=plain(_descriptor(job, placed, axes_of(job.meta, result.report, placed), now)),
         stop=plain(_stop(job.key, uid, now, "success", "", {"primary": 1})),
         arrays=placed,
     )
@@ -158,37 +168,62 @@ def name_dims(arrays: Sequence[StoredArray]) -> list[StoredArray]:
             dims.append(name)
         named.append(
             StoredArray(
-                array.name, array.dataset, array.shape, array.dtype, tuple(dims), array.units, array.labels
+                array.name,
+                array.dataset,
+                array.shape,
+                array.dtype,
+                tuple(dims),
+                array.units,
+                array.labels,
             )
         )
     return named
 
 
-def axes_of(meta: Mapping[str, Any], arrays: Sequence[StoredArray]) -> list[Axis]:
+def axes_of(
+    meta: Mapping[str, Any], report: Mapping[str, Any], arrays: Sequence[StoredArray]
+) -> list[Axis]:
     """Positions along y, x and energy, for the lengths that the arrays have.
 
-    A super-resolved map has more pixels than the survey on the same field: its axes are the centres of the small pixels.
+    A stack that was cut short has fewer energies than were planned: the report names those it has. A super-resolved map
+    has more pixels than the survey on the same field: its axes are the centres of the small pixels.
     """
     lengths = {dim: n for array in arrays for dim, n in zip(array.dims, array.shape, strict=True)}
     axes = []
     if meta.get("geometry"):
         geometry = ScanGeometry.from_dict(meta["geometry"])
         for dim, count, first, step, units, motor in (
-            ("y", geometry.shape[0], geometry.slow_first, geometry.slow_step, geometry.slow_units, geometry.slow_motor),
-            ("x", geometry.shape[1], geometry.fast_first, geometry.fast_step, geometry.fast_units, geometry.fast_motor),
+            (
+                "y",
+                geometry.shape[0],
+                geometry.slow_first,
+                geometry.slow_step,
+                geometry.slow_units,
+                geometry.slow_motor,
+            ),
+            (
+                "x",
+                geometry.shape[1],
+                geometry.fast_first,
+                geometry.fast_step,
+                geometry.fast_units,
+                geometry.fast_motor,
+            ),
         ):
             length = lengths.get(dim)
             if length is not None:
                 finer = count / length
                 values = first + step * ((np.arange(length) + 0.5) * finer - 0.5)
                 axes.append(Axis(dim, values, units, motor))
-    energies = meta.get("energies_ev")
+    energies = report.get("energies_ev") or meta.get("energies_ev")
     if energies is not None and lengths.get("energy") == len(energies):
         axes.append(Axis("energy", np.asarray(energies, dtype=float), "eV"))
     pixel = meta.get("pixel_size_um")
     if pixel and not meta.get("geometry"):
         axes += [
-            Axis(dim, np.arange(lengths[dim]) * float(pixel), "um") for dim in ("y", "x") if dim in lengths
+            Axis(dim, np.arange(lengths[dim]) * float(pixel), "um")
+            for dim in ("y", "x")
+            if dim in lengths
         ]
     return axes
 
@@ -199,7 +234,9 @@ def plain(value: Any) -> Any:
     Numpy scalars and arrays become numbers and lists, NaN and infinities None; `.` and `/` in keys become `_`.
     """
     if isinstance(value, Mapping):
-        return {str(key).replace(".", "_").replace("/", "_"): plain(item) for key, item in value.items()}
+        return {
+            str(key).replace(".", "_").replace("/", "_"): plain(item) for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, np.ndarray):
@@ -272,7 +309,8 @@ def _descriptor(
         keys.setdefault(axis.dim, _axis_key(axis))
     labels = {f"{array.dims[0]}_labels": list(array.labels) for array in arrays if array.labels}
     configuration = {
-        name: {"source": _OBJECT, "dtype": "array", "shape": [len(value)]} for name, value in labels.items()
+        name: {"source": _OBJECT, "dtype": "array", "shape": [len(value)]}
+        for name, value in labels.items()
     }
     return {
         "uid": _uid(job.key, "descriptor"),

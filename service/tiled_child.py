@@ -1,8 +1,8 @@
 """The embedded Tiled server's process: `python -m inscan.service.tiled_child CONFIG FD PARENT`.
 
-It serves what `tiled serve config CONFIG` serves, with three differences: the catalog is prepared in this process (Tiled's
-own way starts a second interpreter, 3 s); it listens on a socket that its parent has already bound, so that no port can be
-lost between two processes; and it never prints the address with the key in it.
+It serves what `tiled serve config CONFIG` serves, with three differences: the catalog is prepared in this process
+(Tiled's own way starts a second interpreter, 3 s); it listens on a socket that its parent has already bound, so that
+no port can be lost between two processes; and it never prints the address with the key in it.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ def prepare_catalog(path: Path) -> None:
         await engine.dispose()
 
     asyncio.run(create())
-    stamp_head(ALEMBIC_INI_TEMPLATE_PATH, ALEMBIC_DIR, uri)
+    stamp_head(Path(ALEMBIC_INI_TEMPLATE_PATH), Path(ALEMBIC_DIR), uri)
     os.replace(fresh, path)
 
 

@@ -1,11 +1,12 @@
 """The few requests that writing to Tiled takes, over one kept-alive connection.
 
-Tiled's own Python client would do, but importing it takes 2 s and 150 MB in a service that otherwise needs none of it, it
-retries for minutes on its own clock, and it asks back after each write. Reading is left to it (`inscan.service.results`).
+Tiled's own Python client would do, but importing it takes 2 s and 150 MB in a service that otherwise needs none of it,
+it retries for minutes on its own clock, and it asks back after each
+write. Reading is left to it (`inscan.service.results`).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -53,7 +54,9 @@ class TiledHTTP:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         if api_key is not None:
             headers["Authorization"] = f"Apikey {api_key.get_secret_value()}"
-        self._http = httpx.Client(base_url=root, headers=headers, timeout=timeout_s, trust_env=False)
+        self._http = httpx.Client(
+            base_url=root, headers=headers, timeout=timeout_s, trust_env=False
+        )
 
     def close(self) -> None:
         self._http.close()
@@ -71,7 +74,9 @@ class TiledHTTP:
 
     def keys(self, path: str) -> list[str]:
         """Names of the first 100 nodes in the container at `path`."""
-        answer = self._send("GET", f"/search/{_quoted(path)}", params={"page[limit]": 100, "fields": ""})
+        answer = self._send(
+            "GET", f"/search/{_quoted(path)}", params={"page[limit]": 100, "fields": ""}
+        )
         assert answer is not None
         return [item["id"] for item in answer["data"]]
 
@@ -82,7 +87,7 @@ class TiledHTTP:
         *,
         family: str = "container",
         metadata: dict[str, Any] | None = None,
-        specs: Sequence[dict[str, str]] = (),
+        specs: Sequence[Mapping[str, str | None]] = (),
         data_sources: Sequence[dict[str, Any]] = (),
         access_tags: Sequence[str] | None = None,
     ) -> bool:
@@ -106,6 +111,20 @@ class TiledHTTP:
         """Merge `changes` into a node's metadata, in one step."""
         body = {"content-type": _MERGE_PATCH, "metadata": changes, "specs": None}
         self._send("PATCH", f"/metadata/{_quoted(path)}", body, params={"drop_revision": True})
+
+    def replace_metadata(self, path: str, metadata: dict[str, Any]) -> None:
+        """Give a node new metadata in place of all it had."""
+        body = {"metadata": metadata, "specs": None}
+        self._send("PUT", f"/metadata/{_quoted(path)}", body, params={"drop_revision": True})
+
+    def delete(self, path: str) -> None:
+        """Remove a node and what Tiled itself stored for it; registered files stay. Harmless when there is none."""
+        self._send(
+            "DELETE",
+            f"/metadata/{_quoted(path)}",
+            params={"recursive": True, "external_only": False},
+            missing_ok=True,
+        )
 
     def put_block(self, path: str, block: Sequence[int], data: bytes | memoryview) -> None:
         """Upload one block of an array made by `create`, as raw bytes in C order."""
@@ -137,14 +156,18 @@ class TiledHTTP:
         if body is not None:
             content = json.dumps(body, allow_nan=False).encode()
         try:
-            answer = self._http.request(method, path, params=params, content=content, headers=headers)
+            answer = self._http.request(
+                method, path, params=params, content=content, headers=headers
+            )
         except httpx.RequestError as error:
             raise TiledUnavailable(
                 f"Tiled at {self.uri} does not answer ({type(error).__name__}: {error})"
             ) from error
         if answer.is_success:
             return answer.json() or {}
-        if (missing_ok and answer.status_code == 404) or (conflict_ok and answer.status_code == 409):
+        if (missing_ok and answer.status_code == 404) or (
+            conflict_ok and answer.status_code == 409
+        ):
             return None
         said = f"{method} {path} at {self.uri}: {answer.status_code} {_detail(answer)}"
         if answer.status_code in (401, 403):

@@ -1,4 +1,4 @@
-"""A Tiled server of our own: one child process, its files in the state directory, its key in a file only we can read."""
+"""A Tiled server of our own: one child process, its files in the state directory, its key readable by us alone."""
 
 import http.client
 import os
@@ -29,8 +29,8 @@ class TiledServerError(RuntimeError):
 class EmbeddedTiled:
     """Tiled as a child process on this machine's loopback.
 
-    Everything it writes is in `state_dir/tiled`: started again on the same directory it serves what was there. A process
-    that dies is started again, with growing pauses; it never outlives the one that started it.
+    Everything it writes is in `state_dir/tiled`: started again on the same directory it serves what was there. A
+    process that dies is started again, with growing pauses; it never outlives the one that started it.
 
     Parameters
     ----------
@@ -113,7 +113,9 @@ class EmbeddedTiled:
         deadline = time.monotonic() + deadline_s
         try:
             self._await_answer(deadline)
-            with TiledHTTP(self.uri, self._key, timeout_s=max(1.0, deadline - time.monotonic())) as tiled:
+            with TiledHTTP(
+                self.uri, self._key, timeout_s=max(1.0, deadline - time.monotonic())
+            ) as tiled:
                 tiled.ensure_catalogs()
         except BaseException:
             self.stop(grace_s=2.0)
