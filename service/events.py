@@ -1,4 +1,5 @@
-"""What the service's threads tell each other through their mailboxes."""
+"""What the service's threads tell each other through their mailboxes; what ingest takes is in
+`inscan.service.mailbox`."""
 
 from dataclasses import dataclass
 
@@ -23,19 +24,3 @@ class WorkerLost:
 @dataclass(frozen=True)
 class Look:
     """To the writer: something in the journal may be ready for it."""
-
-
-@dataclass(frozen=True)
-class SnapshotDone:
-    """To ingest: the newest snapshot of a run is in `path`; `rows` rows (energies) are in it."""
-
-    run_uid: str
-    rows: int
-    path: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """To ingest: a run has an outcome in the journal (`Journal.outcome`) for those who watch."""
-
-    run_uid: str

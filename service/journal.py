@@ -84,9 +84,15 @@ class Journal:
     def record_run(
         self, run_uid: str, scan_id: int | None, profile: str, start: dict[str, Any]
     ) -> bool:
-        """Note that a run began; False when it was known already."""
+        """Note that a run began; False when it was known already. One given up as incomplete is
+        open again."""
         now = time.time()
         with self._file.transaction() as c:
+            c.execute(
+                "UPDATE runs SET state = 'open', reason = '', updated = ?"
+                " WHERE run_uid = ? AND state = 'incomplete'",
+                (now, run_uid),
+            )
             return bool(
                 c.execute(
                     "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, 'open', '', ?, ?)",
@@ -95,12 +101,23 @@ class Journal:
             )
 
     def finish_run(self, run_uid: str, state: str, reason: str = "") -> None:
-        """Note how a run ended: `complete`, `incomplete`, `failed` or `passed_by`, with the reason
-        in words."""
+        """Note how a run ended: the first word stands, except that `incomplete` is provisional.
+
+        Parameters
+        ----------
+        state : str
+            `complete`, `incomplete`, `failed` or `passed_by`.
+        reason : str
+            In words, for people.
+        """
+        now = time.time()
         with self._file.transaction() as c:
             c.execute(
-                "UPDATE runs SET state = ?, reason = ?, updated = ? WHERE run_uid = ?",
-                (state, reason, time.time(), run_uid),
+                "INSERT INTO runs VALUES (?, NULL, '', '{}', ?, ?, ?, ?)"
+                " ON CONFLICT (run_uid) DO UPDATE SET state = excluded.state,"
+                " reason = excluded.reason, updated = excluded.updated"
+                " WHERE runs.state IN ('open', 'incomplete')",
+                (run_uid, state, reason, now, now),
             )
 
     def run(self, run_uid: str) -> dict[str, Any] | None:
@@ -121,7 +138,7 @@ class Journal:
         unsynced = self._file.rows(
             "SELECT 1 FROM jobs WHERE run_uid = ? AND synced = 0", (run_uid,)
         )
-        return bool(run) and run[0][0] != "open" and not unsynced
+        return bool(run) and run[0][0] not in ("open", "incomplete") and not unsynced
 
     def outcome(self, run_uid: str) -> dict[str, Any] | None:
         """What became of a run, or None while that is open.
@@ -172,6 +189,15 @@ class Journal:
             "SELECT job FROM jobs WHERE synced = 0 AND state NOT IN ('committed', 'failed')"
         )
         return [InferenceJob.model_validate_json(row[0]) for row in rows]
+
+    def leased(self, key: str, fence: int) -> InferenceJob | None:
+        """The job of a dispatch, if that dispatch still holds it."""
+        rows = self._file.rows(
+            "SELECT job FROM jobs WHERE key = ? AND fence = ? AND state = 'leased'", (key, fence)
+        )
+        if not rows:
+            return None
+        return InferenceJob.model_validate_json(rows[0][0]).model_copy(update={"fence": fence})
 
     def fail(self, key: str, code: str, reason: str) -> bool:
         """End a job as failed, for good; False when it had ended already."""

@@ -33,7 +33,7 @@ CREATE TABLE proposal_history (
 """
 
 
-class JournalError(RuntimeError):
+class JournalError(OSError):
     """The journal cannot be opened, is damaged, or cannot be written."""
 
 

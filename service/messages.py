@@ -141,12 +141,14 @@ class Welcome(Strict):
 
 
 class Heartbeat(Strict):
-    """A worker lives; with a job, how far it is (0 to 1) and its resident memory in bytes."""
+    """A worker lives; with a job, how far it is (0 to 1), how often it said so (`steps`, by which a
+    job that hangs is told from one that works), and the resident memory in bytes."""
 
     worker: str = Field(min_length=1, max_length=200)
     key: str | None
     fence: int
     progress: float
+    steps: int
     rss: int
     credit: int = Field(ge=0, le=1)
 
@@ -157,6 +159,7 @@ class Partial(Strict):
     key: str
     fence: int
     progress: float
+    steps: int
 
 
 class Fail(Strict):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from inscan.service.messages import ArraySpec
+from inscan.service.messages import ArraySpec, InferenceJob
 
 META = "meta.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")
@@ -276,3 +276,10 @@ def _spec(file: str, values: np.ndarray) -> ArraySpec:
 
 def _mib(nbytes: int) -> str:
     return f"{nbytes / (1 << 20):,.0f} MiB"
+
+
+def discard_frozen(job: InferenceJob) -> None:
+    """Remove the files made for one snapshot alone (`NAME@ROWS.npy`)."""
+    for spec in job.arrays.values():
+        if "@" in spec.file:
+            (Path(job.spool) / spec.file).unlink(missing_ok=True)

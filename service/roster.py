@@ -1,0 +1,137 @@
+"""Which workers there are, what each is at, and which snapshots wait: the broker's memory, none of
+it durable."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from inscan.service.messages import Hello, InferenceJob
+
+
+@dataclass
+class Assignment:
+    """One dispatch; times of the monotonic clock.
+
+    Attributes
+    ----------
+    moved, steps : float, int
+        When its progress was last seen to change, and what it said then.
+    waited : float
+        Seconds in the queue.
+    cancelled : str
+        Why it is not wanted any more; empty while it is.
+    """
+
+    job: InferenceJob
+    started: float
+    moved: float
+    waited: float = 0.0
+    steps: int = 0
+    progress: float = 0.0
+    cancelled: str = ""
+
+    @property
+    def ticket(self) -> tuple[str, int]:
+        """Key and fence."""
+        return self.job.key, self.job.fence
+
+    def move(self, steps: int, progress: float) -> None:
+        """Take over what the worker says of its progress."""
+        if steps != self.steps:
+            self.steps, self.progress, self.moved = steps, progress, time.monotonic()
+
+
+@dataclass
+class Peer:
+    """A worker that presented itself."""
+
+    identity: bytes
+    hello: Hello
+    seen: float
+    credit: int
+    work: Assignment | None = None
+    draining: bool = False
+    rss: int = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can be given a job."""
+        return self.work is None and self.credit > 0 and not self.draining
+
+
+@dataclass
+class Roster:
+    """All workers by routing identity."""
+
+    peers: dict[bytes, Peer] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(list(self.peers.values()))
+
+    def welcome(self, identity: bytes, hello: Hello) -> Peer:
+        """Take a worker in; one that is known under an older connection keeps its job."""
+        work = None
+        for old in self:
+            if old.hello.worker == hello.worker:
+                work = old.work
+                del self.peers[old.identity]
+        peer = Peer(identity, hello, time.monotonic(), hello.credit, work)
+        self.peers[identity] = peer
+        return peer
+
+    def holder(self, key: str, fence: int) -> Peer | None:
+        """Who works on a dispatch."""
+        return next((p for p in self if p.work is not None and p.work.ticket == (key, fence)), None)
+
+    def idle(self) -> list[Peer]:
+        """Workers to be given jobs."""
+        return [peer for peer in self if peer.idle]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """For `inscan status`."""
+        now = time.monotonic()
+        return [
+            {
+                "worker": peer.hello.worker,
+                "pid": peer.hello.pid,
+                "device": peer.hello.device,
+                "version": peer.hello.version,
+                "rss": peer.rss,
+                "seen_s": round(now - peer.seen, 2),
+                "state": "draining" if peer.draining else "busy" if peer.work else "idle",
+                "run_uid": peer.work.job.run_uid if peer.work else None,
+                "kind": peer.work.job.kind if peer.work else None,
+                "progress": peer.work.progress if peer.work else None,
+            }
+            for peer in self
+        ]
+
+
+class SnapshotQueue:
+    """Snapshots that wait: of each run the newest only, in the order in which runs came."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[str, tuple[InferenceJob, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def put(self, job: InferenceJob) -> InferenceJob | None:
+        """Queue a snapshot; returns the older one of the run, which nobody needs any more."""
+        old = self._jobs.get(job.run_uid)
+        self._jobs[job.run_uid] = (job, time.monotonic())
+        return old[0] if old else None
+
+    def take(self) -> tuple[InferenceJob, float] | None:
+        """The snapshot whose turn it is, and the seconds it waited."""
+        if not self._jobs:
+            return None
+        _, (job, since) = self._jobs.popitem(last=False)
+        return job, time.monotonic() - since
+
+    def drop(self, run_uid: str) -> InferenceJob | None:
+        """Forget the snapshot of a run."""
+        old = self._jobs.pop(run_uid, None)
+        return old[0] if old else None

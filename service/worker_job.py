@@ -1,0 +1,116 @@
+"""One job on a worker: arrays in, recipe, result file out. No sockets of its own, no thread of its
+own."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inscan.callbacks.link import host_id
+from inscan.service import device, spool, transfer
+from inscan.service.messages import Fail, InferenceJob, InferenceResult
+from inscan.service.processed import Processed
+from inscan.service.result_file import write_result
+
+Process = Callable[[InferenceJob, Mapping[str, np.ndarray], Callable[[float], None]], Processed]
+_log = logging.getLogger(__name__)
+
+
+class Cancelled(Exception):
+    """The broker wants this job no longer."""
+
+
+def execute(
+    job: InferenceJob,
+    process: Process,
+    progress: Callable[[float], None],
+    spool_address: str,
+) -> InferenceResult:
+    """Run a job to the end.
+
+    Parameters
+    ----------
+    process : callable
+        The recipe: `(job, arrays, progress) -> Processed`.
+    progress : callable
+        Called with the fraction done; raises `Cancelled` when the job is not wanted any more.
+    spool_address : str
+        Where to fetch from and put to when this process does not see the job's files.
+    """
+    timings: dict[str, float] = {}
+    here = job.host_id == host_id() and Path(job.spool).is_dir()
+    started = time.monotonic()
+    if here:
+        arrays = spool.load(Path(job.spool), job.arrays)
+    else:
+        arrays = transfer.fetch(spool_address, job, lambda: progress(0.0))
+    timings["mapped"] = time.monotonic() - started
+    started = time.monotonic()
+    processed = process(job, arrays, progress)
+    timings["inference"] = time.monotonic() - started
+    progress(1.0)
+    meta = _meta(job)
+    if here:
+        digest = write_result(Path(job.result_path), processed, meta, timings=timings)
+    else:
+        with tempfile.TemporaryDirectory(prefix="inscan-") as folder:
+            path = Path(folder) / "result.h5"
+            digest = write_result(path, processed, meta, timings=timings)
+            started = time.monotonic()
+            transfer.put(spool_address, job, path, lambda: progress(1.0))
+            timings["sent"] = time.monotonic() - started
+    return InferenceResult(
+        key=job.key,
+        fence=job.fence,
+        result_path=job.result_path,
+        digest=digest,
+        report=plain(processed.report),
+        regions=plain(processed.regions),
+        timings=timings,
+    )
+
+
+def explain(job: InferenceJob, error: Exception) -> Fail:
+    """What an exception means for the job: whether another try could end otherwise."""
+    text = f"{type(error).__name__}: {error}"[:4000]
+    if isinstance(error, Cancelled):
+        code, retryable = "cancelled", True
+    elif device.is_out_of_memory(error):
+        code, retryable = "too_large", False
+    elif isinstance(error, OSError):
+        code, retryable = "io", True
+    elif isinstance(error, (ValueError, TypeError, LookupError, ArithmeticError, AssertionError)):
+        # The same arrays and the same parameters would say the same again.
+        code, retryable = "bad_input", False
+    else:
+        code, retryable = "error", True
+    return Fail(key=job.key, fence=job.fence, code=code, message=text, retryable=retryable)
+
+
+def plain(value: Any) -> Any:
+    """The same with Python's numbers and lists only, as msgpack and JSON can carry it."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _meta(job: InferenceJob) -> dict[str, Any]:
+    return {
+        "key": job.key,
+        "run_uid": job.run_uid,
+        "stream": job.stream,
+        "kind": job.kind,
+        "recipe": job.recipe,
+        "parameters": job.parameters,
+        "assembled": job.meta,
+    }

@@ -1,0 +1,332 @@
+"""A worker: dials the broker, runs one job at a time, tells every second that it lives, keeps
+nothing.
+
+The main thread speaks with the broker and beats; jobs run in another, so that a long computation is
+no silence.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from importlib.metadata import version
+
+import psutil
+from pydantic import ValidationError
+
+from inscan.callbacks.link import Link, host_id
+from inscan.callbacks.wire import Message, WireError, pack, unpack
+from inscan.service import device, host
+from inscan.service.messages import (
+    PROTOCOL,
+    Fail,
+    Heartbeat,
+    Hello,
+    InferenceJob,
+    InferenceResult,
+    Notice,
+    Partial,
+    Strict,
+    Ticket,
+    Welcome,
+)
+from inscan.service.worker_job import Cancelled, Process, execute, explain
+
+EXIT_REFUSED = 3
+EXIT_STUCK = 75
+"""A cancelled job did not let go: the process ends, for whoever started it to start another."""
+_FIRST_BEAT_S = 0.5
+_PARTIAL_EVERY_S = 0.2
+_log = logging.getLogger(__name__)
+
+
+class _Work:
+    """The job at hand; `steps`, `progress` and `answer` are written by the compute thread."""
+
+    def __init__(self, job: InferenceJob) -> None:
+        self.job = job
+        self.ticket = (job.key, job.fence)
+        self.cancelled = threading.Event()
+        self.cancelled_at: float | None = None
+        self.progress = 0.0
+        self.steps = 0
+        self.answer: InferenceResult | Fail | None = None
+
+
+class Worker:
+    """A worker's main thread.
+
+    Parameters
+    ----------
+    address : str
+        Broker, `tcp://HOST:PORT`.
+    process : callable
+        The recipe.
+    name : str
+        Unique to this process.
+    described : str
+        What it computes on, for people.
+    grace_s : float
+        Time to finish the present job when told to stop, and to let go of a cancelled one.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        process: Process,
+        *,
+        name: str,
+        described: str,
+        grace_s: float,
+    ) -> None:
+        self._address = address
+        self._process = process
+        self._name = name
+        self._described = described
+        self._grace_s = grace_s
+        self._link = Link()
+        self._jobs: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._compute = threading.Thread(target=self._compute_jobs, name="compute", daemon=True)
+        self._welcome: Welcome | None = None
+        self._work: _Work | None = None
+        self._stop_by: float | None = None
+        self._stopping = False
+        self._exit = 0
+        self._memory = psutil.Process()
+        self._told = 0
+        self._next_partial = 0.0
+
+    def stop(self) -> None:
+        """Take no more jobs, finish the present one within the grace, then leave. Safe in a signal
+        handler."""
+        self._stopping = True
+        self._link.wake()
+
+    def run(self) -> int:
+        """Serve until `stop`; the exit status."""
+        self._link.connect(self._address)
+        self._compute.start()
+        next_beat = time.monotonic()
+        try:
+            while not self._finished():
+                beat = self._welcome.hb_s if self._welcome else _FIRST_BEAT_S
+                if time.monotonic() >= next_beat:
+                    self._beat()
+                    next_beat = time.monotonic() + beat
+                self._link.wait(max(0.0, min(next_beat, self._deadline()) - time.monotonic()))
+                for message in self._link.messages():
+                    self._take(message)
+                self._report()
+                self._begin_to_stop()
+        finally:
+            self._leave()
+        return self._exit
+
+    def _finished(self) -> bool:
+        if self._exit:
+            return True
+        if self._work is not None and self._work.cancelled_at is not None:
+            # Python cannot stop a thread: a job that ignores its cancellation takes the process
+            # with it.
+            if (
+                self._work.answer is None
+                and time.monotonic() > self._work.cancelled_at + self._grace_s
+            ):
+                _log.error("job %s does not let go; ending this process", self._work.job.key[:12])
+                self._exit = EXIT_STUCK
+                return True
+        return self._stopping and (self._work is None or time.monotonic() > self._deadline())
+
+    def _deadline(self) -> float:
+        return float("inf") if self._stop_by is None else self._stop_by
+
+    def _begin_to_stop(self) -> None:
+        if self._stopping and self._stop_by is None:
+            self._stop_by = time.monotonic() + self._grace_s
+            self._send("DRAIN", Notice(code="drain", message="told to stop"))
+
+    def _leave(self) -> None:
+        work = self._work
+        if work is not None and work.answer is None:
+            self._send(
+                "FAIL",
+                Fail(
+                    key=work.job.key,
+                    fence=work.job.fence,
+                    code="stuck" if self._exit == EXIT_STUCK else "drained",
+                    message="handed back by a worker that leaves",
+                    retryable=True,
+                ),
+            )
+        self._send("BYE", Notice(code="bye", message="worker leaves"))
+        # The socket drops what is not yet sent when it closes; wait for an answer that shows it
+        # was.
+        deadline = time.monotonic() + 0.5
+        while self._welcome is not None and time.monotonic() < deadline:
+            self._link.wait(0.05)
+            if any(message.kind == "BYE" for message in self._link.messages()):
+                break
+        if work is None:
+            self._jobs.put(None)
+            self._compute.join()
+            self._link.close()
+
+    def _send(self, kind: str, header: Strict, *chunks: bytes) -> bool:
+        return self._link.send(kind, header.model_dump(mode="json"), *chunks)
+
+    def _beat(self) -> None:
+        if self._welcome is None:
+            self._hello()
+            return
+        work = self._work
+        self._send(
+            "HB",
+            Heartbeat(
+                worker=self._name,
+                key=work.job.key if work else None,
+                fence=work.job.fence if work else 0,
+                progress=work.progress if work else 0.0,
+                steps=work.steps if work else 0,
+                rss=self._memory.memory_info().rss,
+                credit=int(work is None and not self._stopping),
+            ),
+        )
+        if work is not None and work.answer is not None:
+            self._answer(work.answer)
+
+    def _hello(self) -> None:
+        self._send(
+            "HELLO",
+            Hello(
+                protocol=PROTOCOL,
+                worker=self._name,
+                host_id=host_id(),
+                boot_id=host.boot_id(),
+                pid=os.getpid(),
+                device=self._described,
+                memory=device.memory(),
+                version=version("inscan"),
+                credit=int(self._work is None and not self._stopping),
+            ),
+        )
+
+    def _take(self, message: Message) -> None:
+        try:
+            if message.kind == "WELCOME":
+                self._welcome = Welcome.model_validate(message.header)
+                self._beat()
+            elif message.kind == "JOB":
+                self._begin(message)
+            elif message.kind == "ACK":
+                self._acknowledged(Ticket.model_validate(message.header))
+            elif message.kind == "CANCEL":
+                self._cancel(Ticket.model_validate(message.header))
+            elif message.kind == "DRAIN":
+                self.stop()
+            elif message.kind == "ERR":
+                self._refused(Notice.model_validate(message.header))
+            elif message.kind != "BYE":
+                _log.warning("the broker sent %s, which this version does not know", message.kind)
+        except (ValidationError, WireError) as error:
+            _log.warning("the broker sent a %s that cannot be read: %s", message.kind, error)
+
+    def _begin(self, message: Message) -> None:
+        ticket = Ticket.model_validate(message.header)
+        if self._work is not None:
+            if self._work.ticket != (ticket.key, ticket.fence):
+                _log.warning("job %s came while another runs; left to its lease", ticket.key[:12])
+            return
+        try:
+            job = InferenceJob.model_validate(unpack(message.chunks[0]))
+        except (ValidationError, WireError, IndexError) as error:
+            text = f"the job cannot be read: {error}"[:4000]
+            self._send(
+                "FAIL",
+                Fail(
+                    key=ticket.key,
+                    fence=ticket.fence,
+                    code="bad_job",
+                    message=text,
+                    retryable=False,
+                ),
+            )
+            return
+        self._work = _Work(job)
+        self._jobs.put(self._work)
+
+    def _acknowledged(self, ticket: Ticket) -> None:
+        if self._work is not None and self._work.ticket == (ticket.key, ticket.fence):
+            self._work = None
+            self._beat()
+
+    def _cancel(self, ticket: Ticket) -> None:
+        work = self._work
+        if (
+            work is not None
+            and work.ticket == (ticket.key, ticket.fence)
+            and work.cancelled_at is None
+        ):
+            _log.info("job %s cancelled: %s", ticket.key[:12], ticket.reason)
+            work.cancelled_at = time.monotonic()
+            work.cancelled.set()
+
+    def _refused(self, notice: Notice) -> None:
+        if notice.code == "hello":
+            # A broker that has just started knows nobody.
+            self._hello()
+        elif notice.code == "protocol":
+            _log.error("the broker refuses this worker: %s", notice.message)
+            self._exit = EXIT_REFUSED
+        else:
+            _log.warning("the broker says: %s", notice.message)
+
+    def _report(self) -> None:
+        work = self._work
+        if work is None:
+            return
+        if work.answer is not None:
+            # Once at once; again with each heartbeat until it is acknowledged.
+            if self._told != id(work):
+                self._told = id(work)
+                self._answer(work.answer)
+        elif work.steps and time.monotonic() >= self._next_partial:
+            self._next_partial = time.monotonic() + _PARTIAL_EVERY_S
+            self._send(
+                "PARTIAL",
+                Partial(
+                    key=work.job.key, fence=work.job.fence, progress=work.progress, steps=work.steps
+                ),
+            )
+
+    def _answer(self, answer: InferenceResult | Fail) -> None:
+        if isinstance(answer, Fail):
+            self._send("FAIL", answer)
+        else:
+            self._send(
+                "DONE",
+                Ticket(key=answer.key, fence=answer.fence),
+                pack(answer.model_dump(mode="json")),
+            )
+
+    def _compute_jobs(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            work.answer = self._compute_one(work)
+            self._link.wake()
+
+    def _compute_one(self, work: _Work) -> InferenceResult | Fail:
+        def progress(fraction: float) -> None:
+            work.progress = fraction
+            work.steps += 1
+            if work.cancelled.is_set():
+                raise Cancelled(f"job {work.job.key[:12]} is not wanted any more")
+            self._link.wake()
+
+        assert self._welcome is not None
+        try:
+            return execute(work.job, self._process, progress, self._welcome.spool)
+        except Exception as error:  # noqa: BLE001 - it becomes the failure of the job
+            # on.
+            if not isinstance(error, Cancelled):
+                _log.exception("job %s failed", work.job.key[:12])
+            return explain(work.job, error)
