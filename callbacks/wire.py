@@ -109,7 +109,7 @@ def pack_parts(obj: object) -> list[Buffer]:
         if isinstance(value, np.generic):
             return _scalar(value, arrays)
         if isinstance(value, complex):
-            return msgpack.ExtType(_EXT_COMPLEX, struct.pack("<dd", value.real, value.imag))
+            return _complex(value)
         if isinstance(value, Mapping):
             return dict(value)
         raise WireError(f"cannot pack a {type(value).__module__}.{type(value).__qualname__}")
@@ -138,7 +138,11 @@ def _scalar(value: np.generic, arrays: list[Buffer]) -> Any:
     plain_value = value.item()
     if isinstance(plain_value, np.generic):  # long double has no Python counterpart
         return _array_header(np.asarray(value), arrays)
-    return plain_value
+    return _complex(plain_value) if isinstance(plain_value, complex) else plain_value
+
+
+def _complex(value: complex) -> msgpack.ExtType:
+    return msgpack.ExtType(_EXT_COMPLEX, struct.pack("<dd", value.real, value.imag))
 
 
 def _array_header(array: np.ndarray, arrays: list[Buffer]) -> msgpack.ExtType:
@@ -223,16 +227,14 @@ class _ArrayCursor:
         elements = math.prod(shape)
         nbytes = elements * dtype.itemsize
         start = self.position + (-self.position % _ALIGN)
-        if start + nbytes > len(self._view) and nbytes:
+        if start + nbytes > len(self._view):
             raise WireError(
                 f"an array of shape {shape} and dtype {dtype} needs {nbytes} bytes, "
                 f"{max(0, len(self._view) - start)} are there"
             )
-        if nbytes == 0:
-            # The writer pads in front of an empty array too, unless nothing followed it.
-            self.position = min(start, len(self._view))
-            return np.empty(shape, dtype)
         self.position = start + nbytes
+        if nbytes == 0:
+            return np.empty(shape, dtype)
         array = np.frombuffer(self._view[start : self.position], dtype=dtype).reshape(shape)
         _check_values(array)
         return array
