@@ -15,7 +15,15 @@ from functools import cache
 
 import xraydb
 
-__all__ = ["EmissionLine", "Overlap", "excitable", "fwhm_ev", "line_window", "overlaps"]
+__all__ = [
+    "EmissionLine",
+    "Overlap",
+    "excitable",
+    "fwhm_ev",
+    "line_window",
+    "overlaps",
+    "shell_energies",
+]
 
 # Silicon: energy per electron-hole pair, Fano factor; resolutions are quoted at Mn Ka.
 _EV_PER_PAIR = 3.66
@@ -131,6 +139,13 @@ def _shell_lines(element: str, shell: str) -> dict[str, tuple[float, float]]:
         if weight > 0:
             lines[name] = (float(line.energy), float(weight))
     return lines
+
+
+def shell_energies(line: EmissionLine) -> list[float]:
+    """Return the energies (eV) of every line of the same shell that is 1 % of the strongest."""
+    lines = _shell_lines(line.element, line.shell).values()
+    least = 0.01 * max(weight for _, weight in lines)
+    return [energy for energy, weight in lines if weight >= least]
 
 
 def _suggestion(text: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Allocate", "Assembler", "NotUnderstood", "Notes", "Update", "in_memory"]
+__all__ = ["Allocate", "NotUnderstood", "Notes", "Update", "in_memory"]
 
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 """(name, shape, dtype) -> zero-initialised array: a mapped file in the service, memory offline."""
@@ -47,32 +47,6 @@ class Update:
     stream: str
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
-
-
-class Assembler(Protocol):
-    """Router of one run's documents."""
-
-    @property
-    def run_uid(self) -> str:
-        """Uid of the run."""
-        ...
-
-    @property
-    def late_documents(self) -> int:
-        """Documents that came after the final; they change nothing."""
-        ...
-
-    def __call__(self, name: str, doc: Mapping[str, Any]) -> list[Update]:
-        """Place one document; return the updates it completes. Never raises for its content."""
-        ...
-
-    def finish(self, reason: str) -> list[Update]:
-        """End a run whose stop document will never come: a final with exit_status "incomplete"."""
-        ...
-
-    def close(self) -> None:
-        """Close detector files. Nothing is placed afterwards."""
-        ...
 
 
 @dataclass

@@ -1,0 +1,63 @@
+"""What every update says of its run, copied from the start document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from inscan.callbacks.profile import BeamlineProfile, start_value
+
+__all__ = ["number_at", "plain", "run_meta"]
+
+# Who may see the raw run may see what is made of it; and how runs belong together.
+_COPIED = (
+    "beamline_id",
+    "sample",
+    "purpose",
+    "scan",
+    "data_session",
+    "proposal",
+    "cycle",
+    "tiled_access_tags",
+    "parent_uid",
+    "region",
+    "replay_of",
+)
+
+
+def run_meta(start: Mapping[str, Any], profile: BeamlineProfile, stream: str) -> dict[str, Any]:
+    """Return the part of an update's meta that the start document decides; JSON-able."""
+    dwell = (profile.xrf or profile.txm).dwell  # type: ignore[union-attr]
+    return {
+        "technique": profile.technique,
+        "profile": profile.name,
+        "run_uid": start["uid"],
+        "scan_id": plain(start.get("scan_id")),
+        "start_time": plain(start.get("time")),
+        "stream": stream,
+        "dwell": None if dwell is None else number_at(start, dwell),
+        **{key: plain(start[key]) for key in _COPIED if key in start},
+    }
+
+
+def number_at(start: Mapping[str, Any], path: str) -> float | None:
+    """Return the finite number at a dotted path of a start document, None where there is none."""
+    value = start_value(start, path)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return None
+    return float(value) if np.isfinite(value) else None
+
+
+def plain(value: Any) -> Any:
+    """Return the value in types that JSON has; what it has no type for becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)

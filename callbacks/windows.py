@@ -1,0 +1,207 @@
+"""Window sums of spectra, and the background under each peak with its variance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inscan.callbacks.lines import EmissionLine, fwhm_ev, line_window, shell_energies
+
+__all__ = ["SpectrumWindows", "spectrum_windows"]
+
+# Side windows start half a FWHM beyond the peak window (3.5 sigma from the line at the default
+# width: 0.02 % of the peak lies beyond), and are looked for up to four FWHM away.
+_GAP_FWHM = 0.5
+_REACH_FWHM = 4.0
+_LEAST_BINS = 3
+_ELECTRON_REST_EV = 510_998.95
+# Spectra are summed a few at a time: the running sums of a block then stay in cache.
+_BLOCK_VALUES = 1 << 19
+
+
+@dataclass(frozen=True)
+class SpectrumWindows:
+    """Bins of each element's peak and side windows.
+
+    Attributes
+    ----------
+    windows_ev
+        (low, high) per element, eV.
+    peak, left, right
+        (element, 2) int64: half-open bin ranges. An empty side range: none could be found.
+    weight_left, weight_right
+        (element,) float64: the background under a peak is ``weight_left * sum(left) +
+        weight_right * sum(right)``.
+    without_background
+        Elements with neither side window, whose background is unknown and left at zero.
+    """
+
+    windows_ev: tuple[tuple[float, float], ...]
+    peak: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    weight_left: np.ndarray
+    weight_right: np.ndarray
+    without_background: tuple[str, ...]
+
+    @property
+    def has_background(self) -> bool:
+        """Whether any side windows were asked for and found."""
+        return bool((self.left[:, 1] > 0).any() or (self.right[:, 1] > 0).any())
+
+    def sums(self, spectra: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sum spectra over the windows.
+
+        Parameters
+        ----------
+        spectra
+            (n, channel, bin), counts.
+
+        Returns
+        -------
+        counts, background, variance : ndarray
+            (n, channel, element) float64: counts in the peak window, background expected in it, and
+            the variance of that expectation, for Poisson counts in the side windows. NaN where a
+            spectrum holds a value that is negative or not finite.
+        """
+        n, channels, bins = spectra.shape
+        shape = (n, channels, len(self.windows_ev))
+        out = (np.empty(shape), np.empty(shape), np.empty(shape))
+        step = max(1, _BLOCK_VALUES // max(1, channels * bins))
+        for start in range(0, n, step):
+            part = spectra[start : start + step]
+            # Differences of running sums: exact for counts, and the same whatever the block size.
+            total = np.zeros((*part.shape[:2], bins + 1))
+            np.cumsum(part, axis=-1, dtype=np.float64, out=total[..., 1:])
+            peak, left, right = (
+                total[..., edges[:, 1]] - total[..., edges[:, 0]]
+                for edges in (self.peak, self.left, self.right)
+            )
+            here = slice(start, start + step)
+            out[0][here] = peak
+            out[1][here] = self.weight_left * left + self.weight_right * right
+            out[2][here] = self.weight_left**2 * left + self.weight_right**2 * right
+            if part.dtype.kind != "u":
+                bad = ~((part >= 0) & np.isfinite(part)).all(axis=-1)
+                for array in out:
+                    array[here][bad] = np.nan
+        return out
+
+
+def spectrum_windows(
+    lines: Sequence[EmissionLine],
+    *,
+    n_bins: int,
+    ev_per_bin: float,
+    offset_ev: float,
+    resolution_ev: float,
+    half_width_fwhm: float,
+    incident_energy_ev: float | None,
+    background: bool,
+) -> SpectrumWindows:
+    """Choose peak and side windows for lines.
+
+    Side windows keep clear of the peaks of all the lines' elements and, with a known incident
+    energy, of the elastic and Compton peaks. The background is a straight line through both sides,
+    or the level of the only side that is free.
+
+    Parameters
+    ----------
+    lines
+        Lines to map.
+    n_bins, ev_per_bin, offset_ev
+        Energy axis: the centre of bin i is at ``offset_ev + i * ev_per_bin``.
+    resolution_ev
+        Full width at half maximum of the detector at Mn Ka, eV.
+    half_width_fwhm
+        Half width of a peak window in FWHM.
+    incident_energy_ev
+        None: unknown.
+    background
+        False: no side windows.
+
+    Raises
+    ------
+    ValueError
+        A line's window lies outside the energy axis.
+    """
+
+    def to_bins(low: float, high: float) -> tuple[int, int]:
+        first, stop = (math.ceil((edge - offset_ev) / ev_per_bin) for edge in (low, high))
+        return min(max(first, 0), n_bins), min(max(stop, 0), n_bins)
+
+    taken = np.zeros(n_bins, bool)
+    for line in lines:
+        for energy in shell_energies(line):
+            half = half_width_fwhm * fwhm_ev(energy, resolution_ev)
+            taken[slice(*to_bins(energy - half, energy + half))] = True
+    if incident_energy_ev is not None:
+        half = 1.5 * fwhm_ev(incident_energy_ev, resolution_ev)
+        backscattered = incident_energy_ev / (1 + 2 * incident_energy_ev / _ELECTRON_REST_EV)
+        taken[slice(*to_bins(backscattered - half, incident_energy_ev + half))] = True
+
+    windows, peaks, lefts, rights, weights_left, weights_right = [], [], [], [], [], []
+    without = []
+    for line in lines:
+        low, high = line_window(line, resolution_ev, half_width_fwhm)
+        peak = to_bins(low, high)
+        if low < offset_ev - ev_per_bin or peak[1] - peak[0] < (high - low) / ev_per_bin - 1:
+            raise ValueError(
+                f"{line.name}: its window {low:.0f} to {high:.0f} eV is outside the spectrum, which"
+                f" covers {offset_ev:.0f} to {offset_ev + n_bins * ev_per_bin:.0f} eV"
+            )
+        width = fwhm_ev(line.energy_ev, resolution_ev) / ev_per_bin
+        gap, reach = round(_GAP_FWHM * width), round(_REACH_FWHM * width)
+        most = max(_LEAST_BINS, (peak[1] - peak[0]) // 2)
+        left = right = (0, 0)
+        if background:
+            left = _free_run(taken, range(peak[0] - 1 - gap, peak[0] - 1 - reach, -1), most)
+            right = _free_run(taken, range(peak[1] + gap, peak[1] + reach), most)
+            if left == right == (0, 0):
+                without.append(line.name)
+        share_left, share_right = _shares(peak, left, right)
+        windows.append((low, high))
+        peaks.append(peak)
+        lefts.append(left)
+        rights.append(right)
+        weights_left.append(share_left)
+        weights_right.append(share_right)
+    return SpectrumWindows(
+        tuple(windows),
+        np.array(peaks, np.int64).reshape(-1, 2),
+        np.array(lefts, np.int64).reshape(-1, 2),
+        np.array(rights, np.int64).reshape(-1, 2),
+        np.array(weights_left),
+        np.array(weights_right),
+        tuple(without),
+    )
+
+
+def _free_run(taken: np.ndarray, bins: range, most: int) -> tuple[int, int]:
+    """Nearest run of bins that no line takes, at most ``most`` long; (0, 0) when there is none."""
+    run: list[int] = []
+    for index in bins:
+        if 0 <= index < len(taken) and not taken[index]:
+            run.append(index)
+            if len(run) == most:
+                break
+        elif len(run) >= _LEAST_BINS:
+            break
+        else:
+            run = []
+    return (min(run), max(run) + 1) if len(run) >= _LEAST_BINS else (0, 0)
+
+
+def _shares(
+    peak: tuple[int, int], left: tuple[int, int], right: tuple[int, int]
+) -> tuple[float, float]:
+    """Weights of the side sums in a straight line's sum under the peak."""
+    n_peak, n_left, n_right = (stop - start for start, stop in (peak, left, right))
+    if not n_left or not n_right:
+        return (n_peak / n_left if n_left else 0.0), (n_peak / n_right if n_right else 0.0)
+    centre, at_left, at_right = (0.5 * (start + stop) for start, stop in (peak, left, right))
+    towards_right = (centre - at_left) / (at_right - at_left)
+    return n_peak * (1 - towards_right) / n_left, n_peak * towards_right / n_right

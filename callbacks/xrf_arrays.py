@@ -1,0 +1,236 @@
+"""The arrays of a fluorescence map, and how values get into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from inscan.callbacks.geometry import ScanGeometry
+from inscan.callbacks.updates import Allocate, Notes
+from inscan.callbacks.xrf_layout import Column, XRFLayout
+
+__all__ = ["XRFArrays"]
+
+_BAD = "pixels with counts or live times that are negative or not finite: masked"
+_NO_BEAM = "pixels without beam (I0 not positive): masked"
+
+
+class XRFArrays:
+    """Values by pixel; a pixel is its index row * n_col + col.
+
+    Arrays of an update: ``counts`` (channel, element, row, col) float32, raw; from spectra also
+    ``background`` and ``background_variance`` alike; ``exposure`` (channel, row, col) float32, live
+    time (s) times I0 over its reference, 0 where a channel did not measure; ``measured`` (row, col)
+    bool, at least one channel did; ``position`` (2, row, col) float64, slow and fast readbacks (the
+    planned centres where none are recorded), NaN where not measured.
+
+    The I0 reference is the median over the measured pixels. That of the first snapshot stays for
+    all snapshots of the run, so that pictures keep their scale; the final takes its own.
+
+    Parameters
+    ----------
+    layout, geometry
+        What is recorded, and where.
+    required
+        Groups of keys without which a pixel is not measured. Keys of a group arrive together:
+        group 0 is what events carry, each key in a file has its own.
+    constant_live_s
+        Live time where none is recorded, s.
+    allocate, notes
+        See `inscan.callbacks.assembly.open_assembler`.
+    """
+
+    def __init__(
+        self,
+        layout: XRFLayout,
+        geometry: ScanGeometry,
+        required: frozenset[int],
+        constant_live_s: float,
+        allocate: Allocate,
+        notes: Notes,
+    ) -> None:
+        self.i0_reference: float | None = None
+        self._layout = layout
+        self._geometry = geometry
+        self._notes = notes
+        n_channels, n_elements = len(layout.channels), len(layout.elements)
+        rows, cols = geometry.shape
+        f4, f8 = np.dtype(np.float32), np.dtype(np.float64)
+        names = ["counts"]
+        if layout.windows is not None and layout.windows.has_background:
+            names += ["background", "background_variance"]
+        self._out = {
+            name: allocate(name, (n_channels, n_elements, rows, cols), f4) for name in names
+        }
+        self._out["exposure"] = allocate("exposure", (n_channels, rows, cols), f4)
+        self._out["measured"] = allocate("measured", (rows, cols), np.dtype(bool))
+        self._out["position"] = allocate("position", (2, rows, cols), f8)
+        self._out["position"][...] = np.nan
+        # The same memory by pixel.
+        self._counts = [self._out[name].reshape(n_channels, n_elements, -1) for name in names]
+        self._position = self._out["position"].reshape(2, -1)
+        roles = {column.role for column in layout.columns.values()}
+        self._readbacks = bool(roles & {"slow", "fast"})
+        size = geometry.size
+        self._live = np.zeros((n_channels, size), np.float32)
+        if "live_time" not in roles:
+            self._live[...] = constant_live_s
+        self._has_i0 = "i0" in roles
+        self._i0 = np.zeros(size) if self._has_i0 else np.ones(size)
+        self._bad = np.zeros((n_channels, size), bool)
+        self._all = np.uint64(sum(1 << group for group in required))
+        self._arrived = np.zeros(size, np.uint64)
+        self._taken = np.full(size, -np.inf)
+        # Where arrays over all channels or windows have ours.
+        self._channel_index = np.array(layout.channels) - 1
+        self._mcaroi_index = np.array(layout.mcarois, np.int64) - 1
+
+    def place_event(self, pixel: int, taken: float, values: Mapping[str, np.ndarray]) -> None:
+        """Place what one event carries.
+
+        Of several events of a pixel (a plan goes back to its last checkpoint after a pause) the one
+        taken last counts; one without a single good channel never counts.
+
+        Parameters
+        ----------
+        pixel
+            Index of the pixel.
+        taken
+            Time of the event, s.
+        values
+            By role: ``mcaroi`` (channel, element), ``spectrum`` (channel, bin), ``live_time``
+            (channel,), ``i0``, ``slow``, ``fast`` (), float64 or counts.
+        """
+        if taken <= self._taken[pixel]:
+            return
+        sums: list[np.ndarray] = []
+        if "mcaroi" in values:
+            sums = [values["mcaroi"]]
+        elif "spectrum" in values and self._layout.windows is not None:
+            sums = [array[0] for array in self._layout.windows.sums(values["spectrum"][None])]
+        good = np.ones(len(self._layout.channels), bool)
+        if sums:
+            good = _all_good(sums[0])
+        live = values.get("live_time")
+        if live is not None:
+            good &= (live > 0) & (live < np.inf)
+        i0 = values.get("i0")
+        if not good.all():
+            self._notes.add(_BAD)
+        if i0 is not None and not 0 < i0 < np.inf:
+            self._notes.add(_NO_BEAM)
+            return
+        if (sums or live is not None) and not good.any():
+            return
+        for target, source in zip(self._counts, sums, strict=False):
+            target[:, :, pixel] = source
+            if not good.all():
+                target[~good, :, pixel] = 0
+        self._bad[:, pixel] = ~good
+        if live is not None:
+            self._live[:, pixel] = np.where(good, live, 0)
+        if i0 is not None:
+            self._i0[pixel] = i0
+        for axis, role in enumerate(("slow", "fast")):
+            if role in values:
+                self._position[axis, pixel] = values[role]
+        self._taken[pixel] = taken
+        self._arrived[pixel] |= _bit(0)
+
+    def place_rows(
+        self, column: Column, group: int, pixels: np.ndarray, values: np.ndarray
+    ) -> None:
+        """Place the values of one file key.
+
+        Parameters
+        ----------
+        column, group
+            What the key is, and its group.
+        pixels
+            (n,) int64, each at most once.
+        values
+            (n, *column.shape) as stored.
+        """
+        if column.role in ("mcaroi", "spectrum"):
+            self._place_counts(column, pixels, values)
+        elif column.role == "live_time":
+            live = values.astype(np.float32)
+            if column.channel is None:
+                live = live[:, self._channel_index]
+            good = (live > 0) & (live < np.inf)
+            self._count_bad(good)
+            which = slice(None) if column.channel is None else column.channel
+            self._live[which, pixels] = np.where(good, live, 0).T
+        elif column.role == "i0":
+            beam = values.astype(np.float64)
+            good = (beam > 0) & (beam < np.inf)
+            if not good.all():
+                self._notes.add(_NO_BEAM, times=int((~good).sum()))
+            self._i0[pixels] = np.where(good, beam, 0)
+        else:
+            axis = 0 if column.role == "slow" else 1
+            self._position[axis, pixels] = values.astype(np.float64) * column.factor
+        self._arrived[pixels] |= _bit(group)
+
+    def _place_counts(self, column: Column, pixels: np.ndarray, values: np.ndarray) -> None:
+        if column.channel is None:
+            values = values[:, self._channel_index]
+        else:
+            values = values[:, None]
+        if column.role == "spectrum":
+            if self._layout.windows is None:
+                return
+            sums = self._layout.windows.sums(values)
+        else:
+            per_element = column.element is not None
+            sums = (values[..., None] if per_element else values[..., self._mcaroi_index],)
+        good = _all_good(sums[0])
+        self._count_bad(good)
+        channel = (
+            slice(None) if column.channel is None else slice(column.channel, column.channel + 1)
+        )
+        element = (
+            slice(None) if column.element is None else slice(column.element, column.element + 1)
+        )
+        for target, source in zip(self._counts, sums, strict=False):
+            clean = source if good.all() else np.where(good[..., None], source, 0)
+            target[channel, element, pixels] = clean.transpose(1, 2, 0)
+        if not good.all():
+            self._bad[channel, pixels] |= ~good.T
+
+    def _count_bad(self, good: np.ndarray) -> None:
+        if not good.all():
+            pixels = ~good if good.ndim == 1 else ~good.all(axis=1)
+            self._notes.add(_BAD, times=int(pixels.sum()))
+
+    def take(self, final: bool) -> dict[str, np.ndarray]:
+        """Return the arrays of an update; ``final``: nothing will be placed any more."""
+        live = np.where(self._bad, np.float32(0), self._live)
+        arrived = (self._arrived & self._all) == self._all
+        measured = arrived & (self._i0 > 0) & (live > 0).any(axis=0)
+        if self._has_i0 and measured.any() and (final or self.i0_reference is None):
+            self.i0_reference = float(np.median(self._i0[measured]))
+        relative = np.where(measured, self._i0 / (self.i0_reference or 1.0), 0)
+        exposure = self._out["exposure"].reshape(live.shape)
+        np.multiply(live, relative, out=exposure, casting="same_kind")
+        self._out["measured"].reshape(-1)[...] = measured
+        if not self._readbacks:
+            np.copyto(self._out["position"], self._geometry.positions())
+        # A channel without exposure has no counts. Before the end, rows are still on their way.
+        empty = (exposure == 0) & (arrived | final)
+        if empty.any():
+            for counts in self._counts:
+                counts.transpose(0, 2, 1)[empty] = 0
+        if final:
+            self._position[:, ~measured] = np.nan
+        return dict(self._out)
+
+
+def _all_good(counts: np.ndarray) -> np.ndarray:
+    """Where every element (last axis) is finite and not negative."""
+    return np.logical_and.reduce((counts >= 0) & (counts < np.inf), axis=-1)
+
+
+def _bit(group: int) -> np.uint64:
+    return np.uint64(1 << group)
