@@ -1,0 +1,142 @@
+"""Gram matrices of an energy stack, built while frames arrive.
+
+The left singular vectors of a stack (energy x pixel) are the eigenvectors of its small
+energy x energy Gram matrix, so that after the last frame only a little work is left. Beside the
+plain one, Gram matrices of smoothed frames are kept: spectra are the same everywhere, so smoothing
+in space costs the spectral basis nothing and takes most of the noise out of it. Each smoothed
+matrix comes in halves from different pixels, whose disagreement says how noisy the basis is.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+__all__ = ["GramAccumulator", "HalfGrams"]
+
+_BLOCK_BYTES = 16 * 2**20
+_SMOOTHING = 1.0  # sigma in binned pixels
+
+
+@dataclass(frozen=True)
+class HalfGrams:
+    """Gram matrices of two halves of the pixels at one smoothing.
+
+    Attributes
+    ----------
+    first, second, cross : ndarray of float64, shape (energy, energy)
+        Of either half, and between them (symmetric part): the noise of the halves is
+        independent, so `cross` holds none of its power on average.
+    smoothing : float
+        Sigma of the smoothing in pixels; 0 for none.
+    """
+
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    cross: NDArray[np.float64]
+    smoothing: float
+
+    def whole(self) -> NDArray[np.float64]:
+        """Gram matrix of the mean of the two halves."""
+        return (self.first + self.second + 2 * self.cross) / 4
+
+    def scaled(self, weights: NDArray[np.float64]) -> "HalfGrams":
+        """The same with each energy multiplied by its weight."""
+        w = weights[:, None] * weights[None, :]
+        return HalfGrams(self.first * w, self.second * w, self.cross * w, self.smoothing)
+
+
+class GramAccumulator:
+    """Gram matrices of the frames of a stack that are there so far.
+
+    Parameters
+    ----------
+    stack : ndarray of float, shape (energy, row, col)
+        May be a mapped file that is still being written; only frames named to `advance` are
+        read, each of them once more for every later block of frames. Values must be finite.
+
+    Notes
+    -----
+    Keeps the binned halves of the frames: half the stack's size in float32, and a sixteenth of
+    that again for the second level.
+    """
+
+    def __init__(self, stack: NDArray[np.floating]) -> None:
+        if stack.ndim != 3 or stack.size == 0:
+            raise ValueError(f"stack must have shape (energy, row, col), got {stack.shape}")
+        self.stack = stack
+        self.frames = 0
+        energies, rows, cols = stack.shape
+        self._plain = np.zeros((energies, energies))
+        self._levels: list[tuple[float, NDArray[np.float32]]] = []
+        shape = (rows // 2, cols // 2)
+        smoothing = 2.0 * np.sqrt(_SMOOTHING**2 + (1 - 1 / 4) / 12)
+        while min(shape) >= 4 and len(self._levels) < 3:
+            self._levels.append((smoothing, np.zeros((2, energies, *shape), dtype=np.float32)))
+            shape, smoothing = (shape[0] // 2, shape[1] // 2), 2 * smoothing
+        self._grams = np.zeros((len(self._levels), 3, energies, energies))
+
+    def advance(self, frames: int) -> None:
+        """Take in the frames up to, not including, index `frames`."""
+        if not self.frames <= frames <= len(self.stack):
+            raise ValueError(
+                f"frames must lie between {self.frames} (done) and {len(self.stack)}, got {frames}"
+            )
+        new = slice(self.frames, frames)
+        if new.start == new.stop:
+            return
+        rows_at_once = max(1, _BLOCK_BYTES // (8 * frames * self.stack.shape[2]))
+        for r in range(0, self.stack.shape[1], rows_at_once):
+            block = self.stack[:frames, r : r + rows_at_once]
+            flat = np.asarray(block, dtype=np.float64).reshape(frames, -1)
+            self._plain[new, :frames] += flat[new] @ flat.T
+        _mirror(self._plain, new)
+        for frame in range(new.start, new.stop):
+            halves = _halves(np.asarray(self.stack[frame], dtype=np.float32))
+            for level, (_, kept) in enumerate(self._levels):
+                if level > 0:
+                    halves = _binned(halves)
+                kept[:, frame] = gaussian_filter(
+                    halves, (0, _SMOOTHING, _SMOOTHING), mode="nearest", truncate=3.0
+                )
+        for (_, kept), grams in zip(self._levels, self._grams, strict=True):
+            flat = kept[:, :frames].reshape(2, frames, -1).astype(np.float64)
+            for gram, a, b in ((grams[0], 0, 0), (grams[1], 1, 1)):
+                gram[new, :frames] = flat[a, new] @ flat[b].T
+                _mirror(gram, new)
+            both = flat[0, new] @ flat[1].T + flat[1, new] @ flat[0].T
+            grams[2, new, :frames] = both / 2
+            _mirror(grams[2], new)
+        self.frames = frames
+
+    def plain(self) -> NDArray[np.float64]:
+        """Gram matrix of the frames as they are, shape (energy, energy)."""
+        return self._plain[: self.frames, : self.frames].copy()
+
+    def smoothed(self) -> list[HalfGrams]:
+        """Gram matrices of smoothed frames, the least smoothed first; empty for tiny frames."""
+        n = self.frames
+        return [
+            HalfGrams(*(g[:n, :n].copy() for g in grams), smoothing)
+            for (smoothing, _), grams in zip(self._levels, self._grams, strict=True)
+        ]
+
+
+def _mirror(gram: NDArray[np.float64], new: slice) -> None:
+    gram[: new.start, new] = gram[new, : new.start].T
+
+
+def _halves(frame: NDArray[np.float32]) -> NDArray[np.float32]:
+    """2 x 2 bins, from their two diagonals: shape (2, row // 2, col // 2)."""
+    rows, cols = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+    f = frame[:rows, :cols]
+    return np.stack([(f[::2, ::2] + f[1::2, 1::2]) / 2, (f[1::2, ::2] + f[::2, 1::2]) / 2]).astype(
+        np.float32
+    )
+
+
+def _binned(halves: NDArray[np.float32]) -> NDArray[np.float32]:
+    rows, cols = halves.shape[1] // 2 * 2, halves.shape[2] // 2 * 2
+    h = halves[:, :rows, :cols]
+    return (h[:, ::2, ::2] + h[:, 1::2, ::2] + h[:, ::2, 1::2] + h[:, 1::2, 1::2]) / 4

@@ -1,0 +1,249 @@
+"""The common core of `subspace` and `spectral`: a spectral basis, its rank, denoised coefficients.
+
+Everything here is in whitened units: noise of standard deviation 1 at every energy, times a map
+of relative noise over the pixels.
+
+References
+----------
+SUM: subspace modelling with a plug-and-play denoiser and Stein's unbiased risk (see
+`inscan.models.subspace`). Monte-Carlo SURE: Ramani, Blu, Unser, IEEE TIP 17, 1540 (2008).
+Whittaker smoother: Eilers, Analytical Chemistry 75, 3631 (2003).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inscan.models.gram import HalfGrams
+from inscan.models.infer import Denoiser
+
+__all__ = ["Basis", "Coefficients", "denoise_coefficients", "plain_basis", "split_basis"]
+
+_SMOOTHERS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_PROBE = 0.1  # size of the Monte-Carlo perturbation, in sigma
+_RISK_PIXELS = 256
+_MARGIN_SIGMAS = 2.0
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal spectra.
+
+    Attributes
+    ----------
+    vectors : ndarray of float64, shape (energy, component)
+    noise : ndarray of float64, shape (component,)
+        Standard deviation of each entry of the vectors.
+    smoothing : float
+        Sigma in pixels of the smoothing that the basis was learned at.
+    agreement : ndarray of float64, shape (component,)
+        Cosine between what the two halves of the pixels say; near 1 for a component that is
+        there, near 0 for noise.
+    """
+
+    vectors: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    smoothing: float
+    agreement: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Denoised coefficient images of the components kept.
+
+    Attributes
+    ----------
+    kept : ndarray of int, shape (rank,)
+        Which candidates.
+    images, sigma : ndarray of float32, shape (rank, row, col)
+    risk : ndarray of float64, shape (candidate,)
+        Estimated mean squared error when the candidate is denoised and kept, in units of the
+        noise variance.
+    gain : ndarray of float64, shape (candidate,)
+        By how much that is less than the error of leaving the candidate out.
+    gain_sigma : ndarray of float64, shape (candidate,)
+    """
+
+    kept: NDArray[np.intp]
+    images: NDArray[np.float32]
+    sigma: NDArray[np.float32]
+    risk: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    gain_sigma: NDArray[np.float64]
+
+
+def plain_basis(gram: NDArray[np.float64], count: int) -> Basis:
+    """The leading eigenvectors of the Gram matrix of the data themselves, as published."""
+    vectors = _leading(gram, count)
+    none = np.zeros(vectors.shape[1])
+    return Basis(vectors, none, 0.0, none + 1)
+
+
+def split_basis(levels: list[HalfGrams], count: int) -> Basis:
+    """Basis learned at the smoothing that suits the noise, with its own noise smoothed away.
+
+    Parameters
+    ----------
+    levels : list of HalfGrams
+        In whitened units, at least one.
+    count : int
+        Components wanted.
+
+    Returns
+    -------
+    Basis
+
+    Notes
+    -----
+    Smoothing over pixels leaves the space that the spectra span as it is and takes noise away,
+    but also weakens components of fine structure; the level is taken at which bases learned from
+    either half of the pixels agree best, components weighted by their power. Then each vector is
+    smoothed along energy as far as Stein's unbiased risk allows: sharp features of strong
+    components stay, because their noise is small.
+    """
+    power = np.maximum(_rayleigh(levels[0].cross, _leading(levels[0].whole(), count)), 0)
+    best, best_loss = levels[0], np.inf
+    for level in levels:
+        a, b = _leading(level.first, count), _leading(level.second, count)
+        lost = 1 - np.minimum((a.T @ b) ** 2, 1).max(axis=1)
+        loss = float((lost * power).sum())
+        # A coarser level must be clearly better: it sees less of the fine components.
+        if loss < 0.9 * best_loss:
+            best, best_loss = level, loss
+    whole = _leading(best.whole(), count)
+    a = _aligned(_leading(best.first, count), whole)
+    b = _aligned(_leading(best.second, count), whole)
+    agreement = np.abs((a * b).sum(axis=0))
+    # The mean of the halves has half the noise variance of either: a quarter of their difference.
+    noise = np.sqrt(np.mean((a - b) ** 2, axis=0) / 4)
+    smooth = np.stack([_smoothed(v, s) for v, s in zip(whole.T, noise, strict=True)], axis=1)
+    vectors, triangle = np.linalg.qr(smooth)
+    return Basis(vectors * np.sign(np.diag(triangle)), noise, best.smoothing, agreement)
+
+
+def denoise_coefficients(
+    images: NDArray[np.float32],
+    noise: NDArray[np.float32],
+    denoiser: Denoiser,
+    *,
+    rng: np.random.Generator,
+    least: int,
+    contiguous: bool,
+    tta: int,
+    guide: NDArray[np.float32] | None = None,
+) -> Coefficients:
+    """Denoise coefficient images and keep those for which that lowers the risk.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (candidate, row, col)
+        Coefficients of an orthonormal basis.
+    noise : ndarray of float32, shape (row, col)
+        Standard deviation of their noise, about 1.
+    denoiser : Denoiser
+    rng : numpy.random.Generator
+        For the Monte-Carlo divergence.
+    least : int
+        Keep at least so many.
+    contiguous : bool
+        Keep the first K (as published) instead of every candidate that pays.
+    tta : int
+        Symmetries to average for the components kept.
+    guide : ndarray of float32, shape (row, col), optional
+        Another image of the same place, nearly free of noise.
+
+    Returns
+    -------
+    Coefficients
+    """
+    count = len(images)
+    window = _busiest(images, _RISK_PIXELS)
+    part, spread = images[:, *window], noise[window]
+    part_guide = None if guide is None else guide[window]
+    centre = np.median(images, axis=(1, 2), keepdims=True)
+    probe = rng.choice(np.array([-1.0, 1.0], dtype=np.float32), size=part.shape)
+    step = _PROBE * spread
+
+    def run(x: NDArray[np.float32], symmetries: int, whole: bool = False):
+        return denoiser.denoise_with_spread(
+            x,
+            np.broadcast_to(noise if whole else spread, x.shape),
+            guide if whole else part_guide,
+            tta=symmetries,
+        )
+
+    flat, flat_sigma = run(part - centre, 1)
+    moved, _ = run(part - centre + step * probe, 1)
+    flat = flat + centre
+    slope = (moved + centre - flat) * probe / step
+    variance = spread.astype(np.float64) ** 2
+    # Per pixel: unbiased estimates of the squared error with and without the candidate.
+    inside = (part - flat) ** 2 - variance + 2 * variance * slope
+    outside = part.astype(np.float64) ** 2 - variance
+    unit = float(variance.mean())
+    risk = inside.mean(axis=(1, 2)) / unit
+    difference = (outside - inside) / unit
+    gain = difference.mean(axis=(1, 2))
+    gain_sigma = difference.std(axis=(1, 2)) / np.sqrt(part[0].size)
+    pays = gain > _MARGIN_SIGMAS * gain_sigma
+    if contiguous:
+        total = np.cumsum(gain)
+        pays = np.arange(count) <= int(np.argmax(total))
+    pays[: min(least, count)] = True
+    kept = np.flatnonzero(pays)
+    values, sigma = run(images[kept] - centre[kept], tta, whole=True)
+    values = values + centre[kept]
+    # The network's own error estimate, corrected by the unbiased risk where that is known well.
+    predicted = (flat_sigma[kept].astype(np.float64) ** 2).mean(axis=(1, 2)) / unit
+    known = np.maximum(risk[kept], 0.1 * predicted)
+    factor = np.clip(np.sqrt(known / np.maximum(predicted, 1e-12)), 0.7, 3.0)
+    sigma = sigma * factor[:, None, None].astype(np.float32)
+    return Coefficients(kept, values, sigma, risk, gain, gain_sigma)
+
+
+def _leading(gram: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Eigenvectors of the largest eigenvalues, signs fixed, shape (energy, count)."""
+    _, vectors = np.linalg.eigh((gram + gram.T) / 2)
+    top = vectors[:, ::-1][:, :count]
+    largest = np.take_along_axis(top, np.abs(top).argmax(axis=0)[None], axis=0)
+    return top * np.sign(largest)
+
+
+def _rayleigh(gram: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    return ((gram @ vectors) * vectors).sum(axis=0)
+
+
+def _aligned(vectors: NDArray[np.float64], to: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`vectors` turned within the space they span to lie as close as they can to `to`."""
+    left, _, right = np.linalg.svd(vectors.T @ to)
+    return vectors @ (left @ right)
+
+
+def _smoothed(vector: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
+    """Whittaker-smoothed as strongly as Stein's unbiased risk asks for."""
+    n = vector.size
+    if n < 5 or noise == 0:
+        return vector
+    bend = np.diff(np.eye(n), 2, axis=0)
+    best, best_risk = vector, np.inf
+    for strength in _SMOOTHERS:
+        smoother = np.linalg.inv(np.eye(n) + strength * bend.T @ bend)
+        smooth = smoother @ vector
+        risk = ((vector - smooth) ** 2).sum() + 2 * noise**2 * np.trace(smoother)
+        if risk < best_risk:
+            best, best_risk = smooth, risk
+    return best
+
+
+def _busiest(images: NDArray[np.float32], side: int) -> tuple[slice, slice]:
+    """A window of at most `side` x `side` pixels around the centre of the variance."""
+    rows, cols = images.shape[1:]
+    power = ((images - np.median(images, axis=(1, 2), keepdims=True)) ** 2).sum(axis=0)
+    window = []
+    for axis, size in ((1, rows), (0, cols)):
+        line = power.sum(axis=axis)
+        middle = int((line * np.arange(size)).sum() / max(float(line.sum()), 1e-30))
+        first = int(np.clip(middle - side // 2, 0, max(0, size - side)))
+        window.append(slice(first, min(size, first + side)))
+    return window[0], window[1]
