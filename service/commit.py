@@ -115,6 +115,8 @@ class Committer:
             See `inscan.service.tiled_http`.
         """
         node = f"{PROCESSED}/{run.uid}"
+        if run.descriptor is None:
+            self._prepared.pop(run.uid, None)
         # The check reads the whole file; meanwhile Tiled learns where its arrays are.
         check = None if path is None else self._pool.submit(_verify, path, digest)
         try:

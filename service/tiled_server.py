@@ -63,6 +63,7 @@ class EmbeddedTiled:
         self._lock = threading.Lock()
         self._keeper: threading.Thread | None = None
         self._listener: socket.socket | None = None
+        self._log_start = 0
         self.restarts = 0
 
     @property
@@ -176,6 +177,7 @@ class EmbeddedTiled:
         self._listener = None
         if self.log_path.exists() and self.log_path.stat().st_size > _LOG_LIMIT_BYTES:
             os.replace(self.log_path, self.log_path.with_suffix(".log.1"))
+        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         try:
             with self.log_path.open("ab") as log:
                 return subprocess.Popen(
@@ -220,11 +222,14 @@ class EmbeddedTiled:
 
     def _last_words(self) -> str:
         try:
-            lines = self.log_path.read_text(errors="replace").splitlines()
+            with self.log_path.open("rb") as log:
+                log.seek(self._log_start)
+                lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             lines = []
-        said = [line.strip() for line in lines if line.strip()][-3:]
-        return f"its log {self.log_path} ends with: {' / '.join(said) or 'nothing'}"
+        said = [line.strip() for line in lines if line.strip()]
+        errors = [line for line in said if "Error:" in line][-1:]
+        return f"its log {self.log_path} says: {' / '.join(errors or said[-3:]) or 'nothing'}"
 
     def _note(self, text: str) -> None:
         with self.log_path.open("a", encoding="utf-8") as log:
