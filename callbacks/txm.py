@@ -237,7 +237,13 @@ class EnergyStack:
             except ValueError as error:
                 self._notes.add("standards that do not cover the run are left out", str(error))
                 continue
-            found.append({"name": reference.name, "values": values.tolist()})
+            found.append(
+                {
+                    "name": reference.name,
+                    "energies_ev": energies.tolist(),
+                    "absorption": values.tolist(),
+                }
+            )
         return found
 
     def _standards(self) -> list[Any]:
