@@ -15,6 +15,7 @@ from inscan.callbacks import wire
 from inscan.callbacks.link import host_id
 from inscan.callbacks.wire import Message, WireError
 from inscan.service import spool
+from inscan.service.acceptance import accept
 from inscan.service.events import Look, Submit, WorkerLost
 from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox, MailboxFullError, Outcome, SnapshotDone
@@ -32,6 +33,7 @@ from inscan.service.messages import (
 )
 from inscan.service.roster import Assignment, Peer, Roster, SnapshotQueue
 from inscan.service.settings import Settings
+from inscan.service.writer import Prepare
 
 KINDS = ("HELLO", "HB", "PARTIAL", "DONE", "FAIL", "DRAIN", "BYE")
 """What workers send."""
@@ -189,12 +191,13 @@ class Dispatcher:
         work.move(beat.steps, beat.progress)
         if work.cancelled:
             self._cancel_ticket(peer, beat.key, beat.fence, work.cancelled)
-        elif work.job.kind == "final" and not self._renew(work):
+        elif work.job.kind == "final" and not self._journal.leases.renew(
+            *work.ticket, self._settings.lease_s
+        ):
             self._cancel(peer, "its lease had ended")
 
     def _adopt(self, peer: Peer, beat: Heartbeat) -> Assignment | None:
-        """A worker that kept on while the service was away keeps its job, if its lease still
-        stands."""
+        """A worker that kept on while the service was away keeps its job, if its lease still stands."""
         assert beat.key is not None
         job = self._journal.leased(beat.key, beat.fence)
         if job is None:
@@ -203,9 +206,6 @@ class Dispatcher:
         peer.work = Assignment(self._placed(job), started=now, moved=now, steps=beat.steps)
         peer.credit = 0
         return peer.work
-
-    def _renew(self, work: Assignment) -> bool:
-        return self._journal.leases.renew(*work.ticket, self._settings.lease_s)
 
     def _moved(self, peer: Peer, partial: Partial) -> None:
         if peer.work is not None and peer.work.ticket == (partial.key, partial.fence):
@@ -220,44 +220,36 @@ class Dispatcher:
             self._snapshot_done(work, result)
         elif self._journal.job(ticket.key) is not None:
             waited = work.waited if ours and work is not None else 0.0
-            self._final_done(
-                ticket,
-                result.model_copy(update={"timings": {"queued": waited, **result.timings}}),
-            )
+            timings = {"queued": waited, **result.timings}
+            self._final_done(result.model_copy(update={"timings": timings}))
         if ours:
             peer.work, peer.credit = None, 0 if peer.draining else 1
         self._send(peer.identity, "ACK", Ticket(key=ticket.key, fence=ticket.fence))
 
     def _snapshot_done(self, work: Assignment, result: InferenceResult) -> None:
         spool.discard_frozen(work.job)
-        if not work.cancelled and result.result_path == work.job.result_path:
-            rows = int(work.job.meta.get("rows_done") or 0)
-            self._post(self._ingest, SnapshotDone(work.job.run_uid, rows, result.result_path))
-
-    def _final_done(self, ticket: Ticket, result: InferenceResult) -> None:
-        # The only name a result may have: a worker cannot make us read or delete anything else.
-        path = self._result_path(ticket.key, ticket.fence)
-        if result.result_path != str(path) or not path.is_file():
-            text = f"result said to be at {result.result_path!r}, expected at {path}"
-            if self._journal.leases.retry(ticket.key, ticket.fence, "no_result", text):
-                self._ended(ticket.key)
+        if work.cancelled or result.result_path != work.job.result_path:
             return
-        taken = self._journal.computed(ticket.key, ticket.fence, result)
+        rows = int(work.job.meta.get("rows_done") or 0)
+        self._post(self._ingest, SnapshotDone(work.job.run_uid, rows, result.result_path))
+        self._post(self._writer, Prepare(work.job, result.result_path))
+
+    def _final_done(self, result: InferenceResult) -> None:
+        taken = accept(self._journal, self._settings.results_dir, result)
         self.counts[taken] += 1
         if taken == "accepted":
             self._post(self._writer, Look())
-        elif taken != "again":
-            path.unlink()
-            if taken == "differs":
-                _log.warning("job %s: a second result differs; the first stands", ticket.key[:12])
+        elif taken in ("missing", "misplaced"):
+            text = f"its result was said to be at {result.result_path!r}: {taken}"
+            if self._journal.leases.retry(result.key, result.fence, "no_result", text):
+                self._ended(result.key)
 
     def _failed(self, peer: Peer, fail: Fail) -> None:
         work = peer.work
         ours = work is not None and work.ticket == (fail.key, fail.fence)
         leases = self._journal.leases
         if fail.code in ("drained", "cancelled"):
-            # Where we cancelled a final ourselves, its journal record has moved on and this changes
-            # nothing.
+            # Where we cancelled a final ourselves, its journal record has moved on and this changes nothing.
             leases.release(fail.key, fail.fence)
         elif fail.code == "stuck":
             leases.crashed(fail.key, fail.fence, "its worker had to be ended")
@@ -293,8 +285,7 @@ class Dispatcher:
             spool.discard_frozen(old)
 
     def _make_room(self, run_uid: str) -> None:
-        """A final has come: the run's own snapshot is worth nothing now, and another's is worth
-        less."""
+        """A final has come: the run's own snapshot is worth nothing now, and another's is worth less."""
         snapshots = [
             peer
             for peer in self._roster
@@ -344,13 +335,8 @@ class Dispatcher:
             self._submitted(job)
 
     def _placed(self, job: InferenceJob) -> InferenceJob:
-        # One file for each dispatch: a worker that was given up cannot overwrite what was
-        # committed.
-        path = self._result_path(job.key, job.fence)
+        path = fenced_path(self._settings.results_dir, job.key, job.fence)
         return job.model_copy(update={"result_path": str(path)})
-
-    def _result_path(self, key: str, fence: int) -> Path:
-        return self._settings.results_dir / f"{key[:32]}-{fence}.h5"
 
     def watch_clocks(self) -> None:
         """End leases, time budgets and workers that have been silent for too long."""

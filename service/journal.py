@@ -140,19 +140,26 @@ class Journal:
         )
         return bool(run) and run[0][0] not in ("open", "incomplete") and not unsynced
 
-    def outcome(self, run_uid: str) -> dict[str, Any] | None:
+    def outcome(self, run_uid: str, *, settled: bool = False) -> dict[str, Any] | None:
         """What became of a run, or None while that is open.
+
+        Parameters
+        ----------
+        settled : bool
+            Only once all its jobs have ended; by default its first result is an outcome, which another may supersede.
 
         Returns
         -------
         dict or None
-            `run`, `status` (done, failed or passed_by), `result_uid` and `verdict` of the latest
-            result, `reason`, `results` (one entry for each job) and `proposals`.
+            `run`, `status` (done, failed or passed_by), `result_uid` and `verdict` of the latest result, `reason`,
+            `results` (one entry for each job) and `proposals`.
         """
         run = self.run(run_uid)
         if run is None or run["state"] == "open":
             return None
-        return journal_rows.outcome(run, self.jobs(run_uid=run_uid), self.proposals(run_uid))
+        return journal_rows.outcome(
+            run, self.jobs(run_uid=run_uid), self.proposals(run_uid), settled
+        )
 
     # Jobs
 
@@ -203,6 +210,14 @@ class Journal:
         """End a job as failed, for good; False when it had ended already."""
         with self._file.transaction() as c:
             return leases.end_job(c, key, code, reason)
+
+    def awaits_result(self, key: str) -> bool:
+        """Whether a result of the job would be accepted."""
+        return bool(
+            self._file.rows(
+                "SELECT 1 FROM jobs WHERE key = ? AND state IN ('queued', 'leased')", (key,)
+            )
+        )
 
     def computed(self, key: str, fence: int, result: InferenceResult) -> Taken:
         """Take a result: the first one stands.

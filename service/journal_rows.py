@@ -78,12 +78,16 @@ def job(row: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def outcome(
-    ended: dict[str, Any], jobs: list[dict[str, Any]], found: list[dict[str, Any]]
+    ended: dict[str, Any],
+    jobs: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    settled: bool,
 ) -> dict[str, Any] | None:
-    """What became of a run that has ended, or None while one of its jobs is open."""
-    if any(one["state"] not in ("committed", "failed") for one in jobs):
-        return None
+    """What became of a run that has ended; None while its jobs are open (`settled`: any of them)."""
+    pending = any(one["state"] not in ("committed", "failed") for one in jobs)
     done = [one for one in jobs if one["state"] == "committed"]
+    if pending and (settled or not done):
+        return None
     failed = [one for one in jobs if one["state"] == "failed"]
     latest = done[-1] if done else None
     reasons = [ended["reason"], *(one["reason"] for one in failed)]

@@ -73,9 +73,9 @@ def write_result(
         with h5py.File(temporary, "w") as file:
             _fill(file, processed, arrays, meta)
         written = time.monotonic()
-        _sync(temporary)
+        sync_path(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync_path(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -154,7 +154,8 @@ def _json(file: h5py.File, name: str) -> Any:
     return json.loads(str(dataset.asstr()[()]))
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from inscan.service.messages import ArraySpec, InferenceJob
+from inscan.service.result_file import sync_path
 
 META = "meta.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")
@@ -213,11 +214,7 @@ class SpoolRun:
 def sync_folder(folder: Path) -> None:
     """Bring every file of a folder to the disk, pages written through a mapping included."""
     for path in (*sorted(folder.iterdir()), folder, folder.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_path(path)
 
 
 def load(folder: Path, arrays: Mapping[str, ArraySpec]) -> dict[str, np.ndarray]:

@@ -1,0 +1,60 @@
+"""What may be deleted, and when: spool and snapshots of runs whose results are safe."""
+
+import logging
+from pathlib import Path
+
+from inscan.service.journal import Journal
+from inscan.service.spool import Spool
+
+_log = logging.getLogger(__name__)
+
+
+def sweep(journal: Journal, spool: Spool, live: Path, *, keep_spool: bool) -> list[str]:
+    """Delete what finished runs leave behind.
+
+    A run is finished when its documents are released and no job of it is open: its results are in Tiled, or its failure
+    is recorded.
+
+    Parameters
+    ----------
+    live : Path
+        Folder of snapshot results, `<run_uid>.h5`; a final supersedes them.
+    keep_spool : bool
+        Keep the assembled arrays.
+
+    Returns
+    -------
+    list of str
+        Runs whose arrays were deleted.
+    """
+    deleted = []
+    for run_uid in spool.runs():
+        if not keep_spool and _finished(journal, run_uid):
+            spool.delete(run_uid)
+            deleted.append(run_uid)
+    for path in live.glob("*.h5"):
+        if _finished(journal, path.stem):
+            path.unlink()
+    if deleted:
+        _log.debug("spool of %d finished runs deleted", len(deleted))
+    return deleted
+
+
+def _finished(journal: Journal, run_uid: str) -> bool:
+    return journal.released(run_uid) and journal.outcome(run_uid, settled=True) is not None
+
+
+def tidy_results(journal: Journal, results: Path) -> None:
+    """Delete what a killed service or worker left half done among the results.
+
+    Temporaries, and files of dispatches (`KEY.FENCE.h5`) whose job has a result or has failed; never an accepted
+    result.
+    """
+    for path in results.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+    for path in results.glob(".*.put"):
+        path.unlink(missing_ok=True)
+    for path in results.glob("*.*.h5"):
+        key, fence, _ = path.name.split(".", 2)
+        if fence.isdigit() and not journal.awaits_result(key):
+            path.unlink(missing_ok=True)

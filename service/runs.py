@@ -1,0 +1,232 @@
+"""From assembled runs to jobs: opens the assembler of a run on the spool, and journals what is to
+be computed of it."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inscan.callbacks.assembly import RunAssembler, open_assembler
+from inscan.callbacks.link import host_id
+from inscan.callbacks.profile import BeamlineProfile
+from inscan.callbacks.updates import NotUnderstood, Update
+from inscan.service.digest import digest_arrays
+from inscan.service.events import Look, Submit
+from inscan.service.intake import Uses
+from inscan.service.journal import Journal
+from inscan.service.mailbox import Mailbox, MailboxFullError
+from inscan.service.messages import ArraySpec, InferenceJob, job_key
+from inscan.service.settings import Settings
+from inscan.service.spool import Spool, load, sync_folder
+
+MASK = "measured"
+"""The array that says which pixels of the others are believed."""
+_POST_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+class Runs:
+    """What becomes of documents; called from ingest's threads, for several runs at a time.
+
+    Parameters
+    ----------
+    settings : Settings
+    profiles : sequence of BeamlineProfile
+        The first that matches a run is used.
+    spool : Spool
+    journal : Journal
+    broker, writer : Mailbox
+        Told of new jobs, and of jobs whose arrays are on the disk.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        profiles: Sequence[BeamlineProfile],
+        spool: Spool,
+        journal: Journal,
+        *,
+        broker: Mailbox,
+        writer: Mailbox,
+    ) -> None:
+        self._settings = settings
+        self._profiles = {profile.name: profile for profile in profiles}
+        self._spool = spool
+        self._journal = journal
+        self._broker = broker
+        self._writer = writer
+
+    def uses(self) -> Uses:
+        """For ingest."""
+        return Uses(
+            open_run=self.open_run,
+            on_update=self.on_update,
+            on_closed=self.on_closed,
+            on_passed_by=self.on_passed_by,
+            on_failed=self.on_failed,
+        )
+
+    def open_run(self, start: Mapping[str, Any]) -> RunAssembler:
+        """Record a run and open its assembler on the spool.
+
+        Raises
+        ------
+        NotUnderstood
+            When no profile matches.
+        OSError
+            When the spool or the journal cannot be written.
+        """
+        run_uid = str(start.get("uid"))
+        scan_id = start.get("scan_id")
+        self._journal.record_run(
+            run_uid, scan_id if isinstance(scan_id, int) else None, "", dict(start)
+        )
+        try:
+            # The folder is made with the first array: a run that is nobody's leaves none.
+            return open_assembler(
+                start,
+                list(self._profiles.values()),
+                lambda name, shape, dtype: self._spool.run(run_uid).allocate(name, shape, dtype),
+                data_roots=self._settings.data_roots,
+            )
+        except NotUnderstood:
+            self._spool.delete(run_uid)
+            raise
+
+    def on_update(self, update: Update) -> None:
+        """Take an update. When it returns, a final is in the journal and its arrays are on the
+        disk."""
+        if update.kind == "rejected":
+            self._journal.finish_run(update.run_uid, "failed", str(update.meta.get("reason", "")))
+        elif update.kind == "snapshot":
+            self._snapshot(update)
+        else:
+            self._final(update)
+
+    def on_closed(self, run_uid: str) -> None:
+        """All updates of a run have been taken."""
+        self._journal.finish_run(run_uid, "complete")
+        self._spool.forget(run_uid)
+
+    def on_passed_by(self, run_uid: str, reason: str) -> None:
+        """A run that is not for inscan."""
+        self._journal.finish_run(run_uid, "passed_by", reason)
+
+    def on_failed(self, run_uid: str, reason: str) -> None:
+        """A run that cannot be processed."""
+        self._journal.finish_run(run_uid, "failed", reason)
+        self._spool.forget(run_uid)
+
+    def on_incomplete(self, run_uid: str, reason: str) -> None:
+        """A run that nobody sends any more; provisional."""
+        self._journal.finish_run(run_uid, "incomplete", reason)
+        self._spool.forget(run_uid)
+
+    def resume(self) -> None:
+        """Take up what an earlier life of the service had journalled and not yet synced."""
+        for job in self._journal.unsynced():
+            try:
+                self._sync(job)
+            except OSError as error:
+                self._journal.fail(job.key, "input_lost", f"its arrays are gone: {error}")
+
+    def _snapshot(self, update: Update) -> None:
+        profile = self._profile(update)
+        if profile.method.snapshot_rows == 0:
+            return
+        rows = int(update.meta.get("rows_done") or 0)
+        run = self._spool.run(update.run_uid)
+        arrays: dict[str, ArraySpec] = {}
+        for name, values in update.arrays.items():
+            # Measured pixels stay as they are while the rest grows: with the mask of this moment
+            # the growing files are a snapshot, and nothing but the mask is copied.
+            arrays[name] = (
+                run.store(f"{name}@{rows}", values) if name == MASK else run.spec(name, values)
+            )
+        parameters = _requests(profile)[0]
+        recipe = profile.method.name
+        key = job_key(update.run_uid, update.stream, recipe, parameters, snapshot=rows)
+        path = self._settings.live_dir / f"{update.run_uid}.h5"
+        self._broker.post(
+            Submit(
+                self._job(update, "snapshot", key, parameters, arrays, run.folder, path, profile)
+            ),
+            timeout=_POST_S,
+        )
+
+    def _final(self, update: Update) -> None:
+        profile = self._profile(update)
+        run = self._spool.run(update.run_uid)
+        arrays = {name: run.spec(name, values) for name, values in update.arrays.items()}
+        run.write_meta(update.meta)
+        added: list[InferenceJob] = []
+        for parameters in _requests(profile):
+            key = job_key(update.run_uid, update.stream, profile.method.name, parameters)
+            path = self._settings.results_dir / f"{key}.h5"
+            job = self._job(update, "final", key, parameters, arrays, run.folder, path, profile)
+            added.append(job)
+            if self._journal.add_job(job):
+                self._poke(self._broker, Submit(job))
+        # The worker is at it by now; the sync and the digest cost the result no time.
+        for job in added:
+            self._sync(job)
+
+    def _sync(self, job: InferenceJob) -> None:
+        started = time.monotonic()
+        folder = Path(job.spool)
+        sync_folder(folder)
+        self._journal.synced(job.key, digest_arrays(load(folder, job.arrays)))
+        self._poke(self._writer, Look())
+        _log.debug("job %s: input synced in %.3f s", job.key[:12], time.monotonic() - started)
+
+    def _poke(self, mailbox: Mailbox, item: object) -> None:
+        try:
+            mailbox.post(item)
+        except MailboxFullError:
+            # The journal has it, and both owners look there by themselves as well.
+            _log.warning("a mailbox is full; %s is found in the journal", type(item).__name__)
+
+    def _profile(self, update: Update) -> BeamlineProfile:
+        name = update.meta.get("profile")
+        profile = self._profiles.get(str(name))
+        if profile is None:
+            raise ValueError(
+                f"run {update.run_uid}: profile {name!r} is none of {sorted(self._profiles)}"
+            )
+        return profile
+
+    def _job(
+        self,
+        update: Update,
+        kind: Any,
+        key: str,
+        parameters: dict[str, Any],
+        arrays: dict[str, ArraySpec],
+        folder: Path,
+        path: Path,
+        profile: BeamlineProfile,
+    ) -> InferenceJob:
+        return InferenceJob(
+            key=key,
+            run_uid=update.run_uid,
+            stream=update.stream,
+            kind=kind,
+            recipe=profile.method.name,
+            parameters=parameters,
+            meta=update.meta,
+            spool=str(folder),
+            arrays=arrays,
+            input_digest="",
+            result_path=str(path),
+            host_id=host_id(),
+        )
+
+
+def _requests(profile: BeamlineProfile) -> list[dict[str, Any]]:
+    """Parameters of the results of a run: with the weights as they are, then fitted to it if asked
+    for."""
+    parameters = dict(profile.method.parameters)
+    if profile.method.fit_steps:
+        return [parameters, {**parameters, "fit_steps": profile.method.fit_steps}]
+    return [parameters]

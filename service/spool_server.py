@@ -1,0 +1,262 @@
+"""The spool server: a thread with a ROUTER socket through which workers of other machines read
+arrays and bring results."""
+
+import logging
+import os
+import threading
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from inscan.callbacks import wire
+from inscan.callbacks.wire import Message, WireError
+from inscan.service.messages import Notice
+from inscan.service.result_file import sync_path
+from inscan.service.sockets import bind_router
+from inscan.service.spool import NoDiskSpace, Spool
+from inscan.service.transfer import CHUNK
+
+_MAX_MESSAGE = 2 * CHUNK
+_OPEN_MAPS = 64
+_OPEN_PUTS = 64
+_log = logging.getLogger(__name__)
+
+PlaceFor = Callable[[str, int], Path | None]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Fetch(_Strict):
+    run: str
+    file: str = Field(pattern=r"^[A-Za-z0-9_@.-]{1,120}\.npy$")
+    offset: int = Field(ge=0)
+    size: int = Field(ge=0, le=CHUNK)
+
+
+class _Put(_Strict):
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    fence: int = Field(ge=0)
+    offset: int = Field(ge=0)
+    size: int = Field(gt=0)
+    crc: int
+
+
+class _Finish(_Strict):
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    fence: int = Field(ge=0)
+    size: int = Field(gt=0)
+
+
+class _Refused(ValueError):
+    """A request that is understood and not granted."""
+
+
+class _Incoming:
+    """A result file on its way in: a temporary beside its final name."""
+
+    def __init__(self, place: Path, size: int, spool: Spool) -> None:
+        spool.require(place, size)
+        self.place = place
+        self.size = size
+        self.temporary = place.with_name(f".{place.name}.put")
+        self.received: set[int] = set()
+        self._file = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        if offset + len(data) > self.size:
+            raise _Refused(f"{offset + len(data)} bytes of a file of {self.size}")
+        os.pwrite(self._file, data, offset)
+        self.received.add(offset)
+
+    def finish(self) -> None:
+        expected = -(-self.size // CHUNK)
+        if len(self.received) != expected:
+            raise _Refused(f"{len(self.received)} of {expected} chunks have come")
+        os.fsync(self._file)
+        os.replace(self.temporary, self.place)
+        sync_path(self.place.parent)
+        os.close(self._file)
+
+    def abandon(self) -> None:
+        os.close(self._file)
+        self.temporary.unlink(missing_ok=True)
+
+
+class SpoolServer:
+    """The thread; see the module.
+
+    Parameters
+    ----------
+    address : str
+        Where to listen; port 0 takes any free one.
+    spool : Spool
+        The only files that are served.
+    place_for : callable
+        `(key, fence)` -> where that dispatch's result goes, or None when it is over: nothing else
+        can be written.
+    """
+
+    def __init__(self, address: str, spool: Spool, place_for: PlaceFor) -> None:
+        self.counts: Counter[str] = Counter()
+        self._address = address
+        self._spool = spool
+        self._place_for = place_for
+        self._maps: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+        self._puts: OrderedDict[tuple[str, int], _Incoming] = OrderedDict()
+        self._stopping = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._thread = threading.Thread(target=self._run, name="spool-server")
+
+    def bind(self) -> str:
+        """Listen; returns the address with its real port. OSError when it cannot be had."""
+        self._context = zmq.Context()
+        try:
+            self._socket, address = bind_router(
+                self._context, self._address, "spool", max_message=_MAX_MESSAGE
+            )
+        except OSError:
+            self._context.term()
+            self._context = None
+            raise
+        return address
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and close the socket; half-brought results are dropped."""
+        self._stopping.set()
+        os.eventfd_write(self._wake, 1)
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._socket is not None and self._context is not None:
+            self._socket.close(linger=0)
+            self._context.term()
+            self._socket = None
+        for incoming in self._puts.values():
+            incoming.abandon()
+        self._puts.clear()
+        os.close(self._wake)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        assert self._socket is not None
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
+        while not self._stopping.is_set():
+            poller.poll()
+            try:
+                self._turn()
+            except Exception:  # noqa: BLE001 - a defect met by one message must not end the service
+                self.counts["defects"] += 1
+                _log.exception("defect in the spool server; it goes on")
+
+    def _turn(self) -> None:
+        assert self._socket is not None
+        while not self._stopping.is_set():
+            try:
+                identity, *rest = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = wire.decode_message(rest)
+                self._handle(identity, message)
+            except (WireError, ValidationError):
+                self.counts["garbage"] += 1
+            except (_Refused, NoDiskSpace, OSError) as error:
+                self.counts["refused"] += 1
+                notice = Notice(code="refused", message=str(error)[:4000])
+                self._send(identity, "ERR", notice.model_dump(mode="json"))
+
+    def _handle(self, identity: bytes, message: Message) -> None:
+        if message.kind == "FETCH":
+            self._fetch(identity, _Fetch.model_validate(message.header))
+        elif message.kind == "PUT" and len(message.chunks) == 1:
+            self._put(identity, _Put.model_validate(message.header), message.chunks[0])
+        elif message.kind == "FINISH":
+            self._finish(identity, _Finish.model_validate(message.header))
+        else:
+            raise WireError(f"kind {message.kind!r} is not of this protocol")
+        self.counts[message.kind] += 1
+
+    def _fetch(self, identity: bytes, wanted: _Fetch) -> None:
+        flat = self._mapped(wanted.run, wanted.file)
+        if wanted.offset + wanted.size > flat.size:
+            raise _Refused(
+                f"{wanted.file}: bytes {wanted.offset} to {wanted.offset + wanted.size} of "
+                f"{flat.size}"
+            )
+        data = flat[wanted.offset : wanted.offset + wanted.size].tobytes()
+        header = {"offset": wanted.offset, "crc": zlib.crc32(data)}
+        self._send(identity, "CHUNK", header, data)
+
+    def _mapped(self, run: str, file: str) -> np.ndarray:
+        known = self._maps.pop((run, file), None)
+        if known is None:
+            folder = self._spool.folder(run)
+            if folder is None:
+                raise _Refused(f"there is no spool folder {run!r}")
+            try:
+                array = np.load(folder / file, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise _Refused(f"{run}/{file} cannot be served: {error}") from error
+            known = array.reshape(-1).view(np.uint8)
+        self._maps[run, file] = known
+        while len(self._maps) > _OPEN_MAPS:
+            self._maps.popitem(last=False)
+        return known
+
+    def _put(self, identity: bytes, put: _Put, data: memoryview) -> None:
+        if put.offset % CHUNK or zlib.crc32(data) != put.crc:
+            raise _Refused(f"chunk at {put.offset} came damaged")
+        incoming = self._puts.get((put.key, put.fence))
+        if incoming is None:
+            incoming = _Incoming(self._place(put.key, put.fence), put.size, self._spool)
+            self._puts[put.key, put.fence] = incoming
+            while len(self._puts) > _OPEN_PUTS:
+                self._puts.popitem(last=False)[1].abandon()
+        incoming.write(put.offset, data)
+        self._send(identity, "STORED", {"offset": put.offset})
+
+    def _finish(self, identity: bytes, finish: _Finish) -> None:
+        incoming = self._puts.get((finish.key, finish.fence))
+        if incoming is None:
+            raise _Refused("no result of that dispatch has begun to come")
+        self._place(finish.key, finish.fence)
+        incoming.finish()
+        del self._puts[finish.key, finish.fence]
+        self._send(identity, "FINISHED", {"size": finish.size})
+
+    def _place(self, key: str, fence: int) -> Path:
+        place = self._place_for(key, fence)
+        if place is None:
+            raise _Refused(f"job {key[:12]} is no longer that worker's")
+        return place
+
+    def _send(self, identity: bytes, kind: str, header: dict[str, Any], *chunks: bytes) -> None:
+        assert self._socket is not None
+        try:
+            self._socket.send_multipart(
+                [identity, *wire.encode_message(kind, header, *chunks)], zmq.NOBLOCK
+            )
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            # A worker that is gone asks no more; one that is slow falls silent and tries again.
+            self.counts["unsent"] += 1
