@@ -38,6 +38,8 @@ class BatchRecipe:
     stranger_share : float
         Share of guides taken from another sample, or laid over an empty target: what teaches the
         network not to copy a guide's structure where the target's counts show none.
+    twin_share : float
+        Share of the other guides that show just the target's structure.
     """
 
     poisson_share: float = 0.6
@@ -45,6 +47,7 @@ class BatchRecipe:
     sigma: tuple[float, float] = (0.01, 1.2)
     guide_share: float = 0.65
     stranger_share: float = 0.2
+    twin_share: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,9 @@ def _example(
                 clean = np.full_like(clean, clean.mean())
             else:
                 source = _crop(pool[int(rng.integers(len(pool)))], size, rng)
+        elif rng.random() < recipe.twin_share:
+            # Elements often share one shape: the guide is then as good as more counts.
+            source, leave_out = clean[None] ** np.float32(np.exp(rng.uniform(-0.4, 0.4))), -1
         guide = _guide(source, leave_out, rng)
     poisson = rng.random() < recipe.poisson_share
     exposure = np.ones((size, size), dtype=np.float32)

@@ -44,7 +44,7 @@ class TrainingPlan:
     network : UNetConfig
     """
 
-    steps: int = 6000
+    steps: int = 5500
     seed: int = 0
     rate: float = 2e-3
     average: float = 0.004
