@@ -125,13 +125,13 @@ class StackArrays:
         if kind != "primary":
             sets = self._darks if kind == "dark" else self._flats
             if kind == "dark" or len(sets) < len(self._n_frames) or seq_num in sets:
-                sets[seq_num] = frame_set(frames, self._good(frames))
+                sets[seq_num] = frame_set(frames, good_pixels(frames, self._saturation))
                 self._version += 1
             else:
                 self._notes.add("flats beyond the number of energies left out")
             return
         index = seq_num - 1
-        good = self._good(frames)
+        good = good_pixels(frames, self._saturation)
         self._frames[index] = mean_frame(frames)
         if good.all():
             self._masks.pop(index, None)
@@ -185,6 +185,8 @@ class StackArrays:
     def take(self, energies_ev: np.ndarray, tolerance_ev: float) -> dict[str, np.ndarray]:
         """Return the arrays of an update."""
         self.normalise(energies_ev, tolerance_ev)
+        sets = (*self._darks.values(), *self._flats.values())
+        self._notes.set(_BAD, len(self._masks) + sum(not s.good.all() for s in sets))
         arrays = {
             "frames": self._frames,
             "dark": self._dark,
@@ -198,14 +200,10 @@ class StackArrays:
             arrays["flat"] = self._flat
         return arrays
 
-    def _good(self, frames: np.ndarray) -> np.ndarray:
-        good = good_pixels(frames, self._saturation)
-        if not good.all():
-            self._notes.add("frames with pixels that are saturated, negative or not finite: masked")
-        return good
-
     def _update_beams(self, energies_ev: np.ndarray, tolerance_ev: float) -> None:
         """Combine darks and flats, always in the order of their seq_num."""
+        for text in (_NO_ENERGY, _NO_FLAT, _UNLIT):
+            self._notes.set(text, 0)
         darks = [self._darks[seq] for seq in sorted(self._darks)]
         flats = {seq: self._flats[seq] for seq in sorted(self._flats)}
         dark, dark_good, n_dark = combine(darks, self.size)
@@ -245,8 +243,7 @@ class StackArrays:
         energies_ev: np.ndarray,
         tolerance_ev: float,
     ) -> list[tuple[np.ndarray, np.ndarray, int]]:
-        if len(energies) < len(flats):
-            self._notes.add("flats without an energy left out", times=len(flats) - len(energies))
+        self._notes.set(_NO_ENERGY, len(flats) - len(energies))
         if self._flat_per_energy is None:
             shape = (len(energies_ev), *self.size)
             self._flat_per_energy = self._allocate("flat_per_energy", shape, np.dtype(np.float32))
@@ -275,7 +272,7 @@ class StackArrays:
                     n = min(combined[left][2], combined[right][2])
             self._flat_per_energy[index] = flat
             beams.append((self._flat_per_energy[index], good, n))
-        self._notes.set("energies without a flat of their own: interpolated", between)
+        self._notes.set(_NO_FLAT, between)
         return beams
 
     def _lit(self, flat: np.ndarray, good: np.ndarray, n: int) -> _Light:
@@ -319,6 +316,10 @@ class StackArrays:
             self.adu_per_photon = (scatter - read) / signal
 
 
+_BAD = "frames with pixels that are saturated, negative or not finite: masked"
+_UNLIT = "pixels that dark or flat leave without light: masked"
+_NO_ENERGY = "flats without an energy left out"
+_NO_FLAT = "energies without a flat of their own: interpolated"
 _NO_READ_NOISE = "no repeated dark frames: read noise is taken as zero"
 _NO_GAIN = (
     "no repeated flat frames: the variance assumes one ADU per photon; set adu_per_photon in the"
