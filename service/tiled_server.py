@@ -86,8 +86,13 @@ class EmbeddedTiled:
         process = self._process
         return process is not None and process.poll() is None
 
-    def start(self, deadline_s: float = 90.0) -> None:
+    def start(self, deadline_s: float = 90.0) -> str:
         """Start the process and wait until it answers and has the containers `raw` and `processed`.
+
+        Returns
+        -------
+        str
+            Its address, as `uri`.
 
         Raises
         ------
@@ -121,6 +126,7 @@ class EmbeddedTiled:
         except BaseException:
             self.stop(grace_s=2.0)
             raise
+        return self.uri
 
     def stop(self, grace_s: float = 10.0) -> None:
         """End the process: SIGTERM, and SIGKILL after `grace_s` seconds. Harmless when it does not run."""

@@ -4,7 +4,6 @@ import logging
 import signal
 import socket
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from inscan.service.tiled_http import PROCESSED, TiledHTTP, TiledRefusedKey
 from inscan.service.tiled_server import EmbeddedTiled, TiledServerError
 from inscan.service.writer import Prepare, Target, Writer
 
+Until = Callable[..., Any]
 ROWS, COLS = 6, 9
 ELEMENTS = ["Fe_K", "Ca_K"]
 GEOMETRY = {
@@ -50,30 +50,6 @@ START = {
     "data_session": "pass-1",
     "proposal": {"id": 7},
 }
-
-
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """Wait for a condition, or fail naming it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "it did not come true in time"
-        threading.Event().wait(0.01)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    state = tmp_path_factory.mktemp("state")
-    (state / "results").mkdir()
-    return state
-
-
-@pytest.fixture(scope="module")
-def tiled(folder: Path) -> Iterator[EmbeddedTiled]:
-    with EmbeddedTiled(folder, readable=[folder / "results"]) as server:
-        yield server
 
 
 @pytest.fixture
@@ -189,7 +165,7 @@ def writer_for(
 
 
 def test_a_result_is_found_and_read_as_it_was_written(
-    tiled: EmbeddedTiled, runs: Any, folder: Path, journal: Journal, mailbox: Mailbox
+    tiled: EmbeddedTiled, runs: Any, folder: Path, journal: Journal, mailbox: Mailbox, until: Until
 ) -> None:
     job, result = make(folder, "run-read")
     computed(journal, job, result)
@@ -263,7 +239,7 @@ def test_a_half_written_run_is_completed(
 
 
 def test_a_damaged_file_is_never_presented(
-    tiled: EmbeddedTiled, runs: Any, folder: Path, journal: Journal, mailbox: Mailbox
+    tiled: EmbeddedTiled, runs: Any, folder: Path, journal: Journal, mailbox: Mailbox, until: Until
 ) -> None:
     job, result = make(folder, "run-damaged")
     with h5py.File(result.result_path, "r+") as file:
@@ -332,6 +308,7 @@ def test_the_writer_prepares_a_growing_run(
     http: TiledHTTP,
     journal: Journal,
     mailbox: Mailbox,
+    until: Until,
 ) -> None:
     job, result = make(folder, "run-growing", seed=6)
     target = Target(tiled.uri, tiled.api_key, readable=(folder / "results",))
@@ -390,7 +367,11 @@ def test_a_wrong_digest_leaves_no_terminal_record(
 
 
 def test_the_writer_waits_for_tiled_and_recovers(
-    tmp_path: Path, journal: Journal, mailbox: Mailbox, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    journal: Journal,
+    mailbox: Mailbox,
+    caplog: pytest.LogCaptureFixture,
+    until: Until,
 ) -> None:
     (tmp_path / "results").mkdir()
     with socket.socket() as probe:
@@ -426,7 +407,7 @@ def test_the_writer_waits_for_tiled_and_recovers(
     assert journal.status()["jobs"] == {"committed": 1}
 
 
-def test_a_killed_tiled_comes_back_with_everything(tmp_path: Path) -> None:
+def test_a_killed_tiled_comes_back_with_everything(tmp_path: Path, until: Until) -> None:
     before = set(psutil.Process().children())
     with EmbeddedTiled(tmp_path) as server:
         key = server.api_key
