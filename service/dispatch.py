@@ -15,7 +15,7 @@ from inscan.callbacks import wire
 from inscan.callbacks.link import host_id
 from inscan.callbacks.wire import Message, WireError
 from inscan.service import spool
-from inscan.service.acceptance import accept
+from inscan.service.acceptance import accept, fenced_path
 from inscan.service.events import Look, Submit, WorkerLost
 from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox, MailboxFullError, Outcome, SnapshotDone
@@ -248,16 +248,18 @@ class Dispatcher:
         work = peer.work
         ours = work is not None and work.ticket == (fail.key, fail.fence)
         leases = self._journal.leases
+        ticket = (fail.key, fail.fence)
         if fail.code in ("drained", "cancelled"):
             # Where we cancelled a final ourselves, its journal record has moved on and this changes nothing.
-            leases.release(fail.key, fail.fence)
+            changed = leases.release(*ticket)
         elif fail.code == "stuck":
-            leases.crashed(fail.key, fail.fence, "its worker had to be ended")
+            changed = leases.crashed(*ticket, "its worker had to be ended")
         elif fail.retryable:
-            leases.retry(fail.key, fail.fence, fail.code, fail.message)
+            changed = leases.retry(*ticket, fail.code, fail.message)
         else:
-            leases.refuse(fail.key, fail.fence, fail.code, fail.message)
-        self._ended(fail.key)
+            changed = leases.refuse(*ticket, fail.code, fail.message)
+        if changed:
+            self._ended(fail.key)
         if ours and work is not None:
             spool.discard_frozen(work.job)
             if work.job.kind == "snapshot" and fail.code != "cancelled":
@@ -307,8 +309,8 @@ class Dispatcher:
     def _gone(self, peer: Peer, reason: str) -> None:
         del self._roster.peers[peer.identity]
         if peer.work is not None:
-            self._journal.leases.crashed(*peer.work.ticket, reason)
-            self._ended(peer.work.job.key)
+            if self._journal.leases.crashed(*peer.work.ticket, reason):
+                self._ended(peer.work.job.key)
             spool.discard_frozen(peer.work.job)
 
     def dispatch(self) -> None:
@@ -359,13 +361,14 @@ class Dispatcher:
             reason = (
                 f"took longer than its budget of {budget:g} s (setting budgets.{work.job.recipe})"
             )
-            self._journal.leases.refuse(*work.ticket, "too_slow", reason)
+            changed = self._journal.leases.refuse(*work.ticket, "too_slow", reason)
         elif now - work.moved > self._settings.progress_s:
             reason = f"no progress for {self._settings.progress_s:g} s on {peer.hello.worker}"
-            self._journal.leases.crashed(*work.ticket, reason)
+            changed = self._journal.leases.crashed(*work.ticket, reason)
         else:
             return
-        self._ended(work.job.key)
+        if changed:
+            self._ended(work.job.key)
         self._cancel(peer, reason)
 
     def _cancel(self, peer: Peer, reason: str) -> None:

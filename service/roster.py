@@ -100,7 +100,7 @@ class Roster:
                 "version": peer.hello.version,
                 "rss": peer.rss,
                 "seen_s": round(now - peer.seen, 2),
-                "state": "draining" if peer.draining else "busy" if peer.work else "idle",
+                "state": "draining" if peer.draining else "idle" if peer.idle else "busy",
                 "run_uid": peer.work.job.run_uid if peer.work else None,
                 "kind": peer.work.job.kind if peer.work else None,
                 "progress": peer.work.progress if peer.work else None,

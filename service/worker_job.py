@@ -5,12 +5,14 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from inscan.callbacks.link import host_id
+from inscan.callbacks.run_meta import plain
 from inscan.service import device, spool, transfer
 from inscan.service.messages import Fail, InferenceJob, InferenceResult
 from inscan.service.processed import Processed
@@ -51,6 +53,7 @@ def execute(
     timings["mapped"] = time.monotonic() - started
     started = time.monotonic()
     processed = process(job, arrays, progress)
+    processed = replace(processed, report=plain(processed.report), regions=plain(processed.regions))
     timings["inference"] = time.monotonic() - started
     progress(1.0)
     meta = _meta(job)
@@ -68,8 +71,8 @@ def execute(
         fence=job.fence,
         result_path=job.result_path,
         digest=digest,
-        report=plain(processed.report),
-        regions=plain(processed.regions),
+        report=processed.report,
+        regions=processed.regions,
         timings=timings,
     )
 
@@ -89,19 +92,6 @@ def explain(job: InferenceJob, error: Exception) -> Fail:
     else:
         code, retryable = "error", True
     return Fail(key=job.key, fence=job.fence, code=code, message=text, retryable=retryable)
-
-
-def plain(value: Any) -> Any:
-    """The same with Python's numbers and lists only, as msgpack and JSON can carry it."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
 
 
 def _meta(job: InferenceJob) -> dict[str, Any]:
