@@ -117,7 +117,8 @@ class Connection:
         op : str
             Name of the operation.
         timeout : float
-            Seconds; a request that cannot be sent in that time never is.
+            Seconds to wait for the reply. A request that cannot be sent in that time never is; one
+            whose answer was lost is sent again, so ``op`` must bear being asked twice.
         **fields
             Its arguments, plain data.
 

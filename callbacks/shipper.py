@@ -119,7 +119,8 @@ class Shipper(threading.Thread):
     ) -> "Future[dict[str, Any]]":
         """Send a request; the future gets the reply, or ServiceGone within ``timeout`` seconds.
 
-        A request that could not be sent in that time is never sent.
+        A request that could not be sent in that time is never sent; one whose answer was lost with
+        the connection is sent again, so the service may get it twice.
         """
         future: Future[dict[str, Any]] = Future()
         future.set_running_or_notify_cancel()
@@ -282,15 +283,17 @@ class Shipper(threading.Thread):
             if not self._link.send("WATCH", {"run": run_uid}):
                 with self._guard:
                     self._unwatched.append(run_uid)
-        for name, request in requests:
+        while requests:
+            name, request = requests[0]
+            header = {"id": name, "op": request.op}
             try:
-                header = {"id": name, "op": request.op}
-                sent = self._link.send("REQUEST", header, pack(request.fields))
+                if not self._link.send("REQUEST", header, pack(request.fields)):
+                    break
             except WireError as error:
                 self._answer(name, error)
-                continue
-            if not sent:
-                self._answer(name, ServiceGone("the service does not take the request"))
+            requests.pop(0)
+        with self._guard:  # in their order, before any that came meanwhile
+            self._unsent_requests.extendleft(name for name, _ in reversed(requests))
 
     def _expire(self, now: float) -> None:
         with self._guard:
@@ -343,6 +346,5 @@ class Shipper(threading.Thread):
         self.outbox.reset()
         with self._guard:
             self._unwatched.extend(self._watched.difference(self._unwatched))
-            lost = [name for name in self._requests if name not in self._unsent_requests]
-        for name in lost:
-            self._answer(name, ServiceGone("the service went away before it answered"))
+            # Whether an unanswered one arrived is unknown: ask again, requests may come twice.
+            self._unsent_requests = deque(self._requests)

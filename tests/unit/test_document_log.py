@@ -24,7 +24,8 @@ Document = tuple[str, dict[str, Any]]
 
 def documents(points: int = 3, uid: str | None = None) -> list[Document]:
     """A run with every kind of document that can point to it, in the order a RunEngine emits."""
-    run = event_model.compose_run(uid=uid)
+    model: Any = event_model
+    run = model.compose_run(uid=uid)
     keys = {
         "a": {"dtype": "array", "shape": [4], "source": "x", "external": "OLD:"},
         "b": {"dtype": "number", "shape": [], "source": "x"},
@@ -48,11 +49,11 @@ def documents(points: int = 3, uid: str | None = None) -> list[Document]:
         indices: Any = {"start": point, "stop": point + 1}
         index = fly.compose_stream_datum(indices, {"start": 1, "stop": 2}, stream.descriptor_doc)
         found += [("datum", datum), ("event", event), ("stream_datum", index)]
-    pages = [("event_page", event_model.pack_event_page(e)) for n, e in found if n == "event"]
+    pages = [("event_page", model.pack_event_page(e)) for n, e in found if n == "event"]
     found += [(name, dict(page)) for name, page in pages]
     found.append(
-        ("datum_page", dict(event_model.pack_datum_page(*[d for n, d in found if n == "datum"])))
-    )  # type: ignore[arg-type]
+        ("datum_page", dict(model.pack_datum_page(*[d for n, d in found if n == "datum"])))
+    )
     found.append(("stop", run.compose_stop()))
     return [(name, dict(doc)) for name, doc in found]
 
