@@ -83,6 +83,22 @@ class XRFKeys(Part):
     i0: str | None = None
     """Incident beam monitor. null: the beam is taken as constant."""
 
+    @field_validator("mcaroi", "spectrum", "live_time")
+    @classmethod
+    def _fillable(cls, template: str | None) -> str | None:
+        if template is not None:
+            _check_template(template)
+        return template
+
+
+def _check_template(template: str) -> None:
+    try:
+        template.format(channel=1, mcaroi=1)
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"{template!r}: only {{channel}} and {{mcaroi}} are filled in") from error
+    except ValueError as error:
+        raise ValueError(f"{template!r} cannot be filled in: {error}") from error
+
 
 class Elements(Part):
     """Which emission lines become maps, and from what."""
@@ -114,6 +130,13 @@ class Elements(Part):
     ``none``: window sums hold scatter too, and the background is unknown (source spectrum only)."""
     overlap_warning: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Warn when this share of one element's counts falls into the window of another."""
+
+    @field_validator("mcaroi_name", "mcaroi_low_ev", "mcaroi_high_ev")
+    @classmethod
+    def _fillable(cls, template: str | None) -> str | None:
+        if template is not None:
+            _check_template(template)
+        return template
 
     @field_validator("lines")
     @classmethod

@@ -73,6 +73,11 @@ class SpectrumWindows:
         step = max(1, _BLOCK_VALUES // max(1, channels * bins))
         for start in range(0, n, step):
             part = spectra[start : start + step]
+            bad = None
+            if part.dtype.kind != "u":
+                wrong = ~((part >= 0) & np.isfinite(part))
+                if wrong.any():
+                    part, bad = np.where(wrong, 0, part), wrong.any(axis=-1)
             # Differences of running sums: exact for counts, and the same whatever the block size.
             total = np.zeros((*part.shape[:2], bins + 1))
             np.cumsum(part, axis=-1, dtype=np.float64, out=total[..., 1:])
@@ -84,8 +89,7 @@ class SpectrumWindows:
             out[0][here] = peak
             out[1][here] = self.weight_left * left + self.weight_right * right
             out[2][here] = self.weight_left**2 * left + self.weight_right**2 * right
-            if part.dtype.kind != "u":
-                bad = ~((part >= 0) & np.isfinite(part)).all(axis=-1)
+            if bad is not None:
                 for array in out:
                     array[here][bad] = np.nan
         return out
