@@ -71,7 +71,7 @@ class GramAccumulator:
         self._plain = np.zeros((energies, energies))
         self._levels: list[tuple[float, NDArray[np.float32]]] = []
         shape = (rows // 2, cols // 2)
-        smoothing = 2.0 * np.sqrt(_SMOOTHING**2 + (1 - 1 / 4) / 12)
+        smoothing = 2.0 * float(np.sqrt(_SMOOTHING**2 + (1 - 1 / 4) / 12))
         while min(shape) >= 4 and len(self._levels) < 3:
             self._levels.append((smoothing, np.zeros((2, energies, *shape), dtype=np.float32)))
             shape, smoothing = (shape[0] // 2, shape[1] // 2), 2 * smoothing
@@ -118,8 +118,10 @@ class GramAccumulator:
         """Gram matrices of smoothed frames, the least smoothed first; empty for tiny frames."""
         n = self.frames
         return [
-            HalfGrams(*(g[:n, :n].copy() for g in grams), smoothing)
-            for (smoothing, _), grams in zip(self._levels, self._grams, strict=True)
+            HalfGrams(first[:n, :n].copy(), second[:n, :n].copy(), cross[:n, :n].copy(), smoothing)
+            for (smoothing, _), (first, second, cross) in zip(
+                self._levels, self._grams, strict=True
+            )
         ]
 
 
@@ -139,4 +141,5 @@ def _halves(frame: NDArray[np.float32]) -> NDArray[np.float32]:
 def _binned(halves: NDArray[np.float32]) -> NDArray[np.float32]:
     rows, cols = halves.shape[1] // 2 * 2, halves.shape[2] // 2 * 2
     h = halves[:, :rows, :cols]
-    return (h[:, ::2, ::2] + h[:, 1::2, ::2] + h[:, ::2, 1::2] + h[:, 1::2, 1::2]) / 4
+    total = h[:, ::2, ::2] + h[:, 1::2, ::2] + h[:, ::2, 1::2] + h[:, 1::2, 1::2]
+    return (total / 4).astype(np.float32)

@@ -139,8 +139,8 @@ def denoise_coefficients(
     ----------
     images : ndarray of float32, shape (candidate, row, col)
         Coefficients of an orthonormal basis.
-    noise : ndarray of float32, shape (row, col)
-        Standard deviation of their noise, about 1.
+    noise : ndarray of float32, shape (row, col) or (candidate, row, col)
+        Standard deviation of their noise, above 0.
     denoiser : Denoiser
     rng : numpy.random.Generator
         For the Monte-Carlo divergence.
@@ -159,31 +159,26 @@ def denoise_coefficients(
     """
     count = len(images)
     window = _busiest(images, _RISK_PIXELS)
-    part, spread = images[:, *window], noise[window]
+    level = np.broadcast_to(noise, images.shape)
+    part, spread = images[:, *window], level[:, *window]
     part_guide = None if guide is None else guide[window]
     centre = np.median(images, axis=(1, 2), keepdims=True)
     probe = rng.choice(np.array([-1.0, 1.0], dtype=np.float32), size=part.shape)
     step = _PROBE * spread
 
-    def run(x: NDArray[np.float32], symmetries: int, whole: bool = False):
-        return denoiser.denoise_with_spread(
-            x,
-            np.broadcast_to(noise if whole else spread, x.shape),
-            guide if whole else part_guide,
-            tta=symmetries,
-        )
-
-    flat, flat_sigma = run(part - centre, 1)
-    moved, _ = run(part - centre + step * probe, 1)
+    # The network was trained on structure around a level of 0, and works in half precision:
+    # a constant many times the noise would drown it.
+    flat, flat_sigma = denoiser.denoise_with_spread(part - centre, spread, part_guide, tta=1)
+    moved, _ = denoiser.denoise_with_spread(part - centre + step * probe, spread, part_guide, tta=1)
     flat = flat + centre
     slope = (moved + centre - flat) * probe / step
     variance = spread.astype(np.float64) ** 2
     # Per pixel: unbiased estimates of the squared error with and without the candidate.
     inside = (part - flat) ** 2 - variance + 2 * variance * slope
     outside = part.astype(np.float64) ** 2 - variance
-    unit = float(variance.mean())
+    unit = variance.mean(axis=(1, 2))
     risk = inside.mean(axis=(1, 2)) / unit
-    difference = (outside - inside) / unit
+    difference = (outside - inside) / unit[:, None, None]
     gain = difference.mean(axis=(1, 2))
     gain_sigma = difference.std(axis=(1, 2)) / np.sqrt(part[0].size)
     pays = gain > _MARGIN_SIGMAS * gain_sigma
@@ -192,10 +187,12 @@ def denoise_coefficients(
         pays = np.arange(count) <= int(np.argmax(total))
     pays[: min(least, count)] = True
     kept = np.flatnonzero(pays)
-    values, sigma = run(images[kept] - centre[kept], tta, whole=True)
+    values, sigma = denoiser.denoise_with_spread(
+        images[kept] - centre[kept], level[kept], guide, tta=tta
+    )
     values = values + centre[kept]
     # The network's own error estimate, corrected by the unbiased risk where that is known well.
-    predicted = (flat_sigma[kept].astype(np.float64) ** 2).mean(axis=(1, 2)) / unit
+    predicted = (flat_sigma[kept].astype(np.float64) ** 2).mean(axis=(1, 2)) / unit[kept]
     known = np.maximum(risk[kept], 0.1 * predicted)
     factor = np.clip(np.sqrt(known / np.maximum(predicted, 1e-12)), 0.7, 3.0)
     sigma = sigma * factor[:, None, None].astype(np.float32)

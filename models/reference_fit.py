@@ -92,7 +92,7 @@ def fit_references(
         raise ValueError(f"{n_energy} energies do not determine {unknowns} unknowns")
     _, rows, cols = od.shape
     y = od.reshape(n_energy, -1).astype(np.float64)
-    good = np.isfinite(y).all(axis=0)
+    good = np.asarray(np.isfinite(y).all(axis=0))
     weights, pixel_variance = _split_variance(variance, od.shape, good)
     design = np.vstack([refs, np.ones((int(offset), n_energy))]).T  # (energy, unknown)
     scaled = design * weights[:, None]

@@ -3,10 +3,6 @@
 Regions are ranked by the log-likelihood ratio of a matched filter on the raw counts: is there a
 compact excess here that Poisson noise on the local surroundings does not explain? On the same
 maps this found weak inclusions in less area than peak intensity or any ranking of denoised maps.
-The ratio for "on" counts under a template and "off" counts in a ring around it is that of Li and
-Ma (1983), Astrophysical Journal 272, 317, equation 17; the threshold for the number of places
-looked at follows Worsley et al. (1992), J. Cereb. Blood Flow Metab. 12, 900 (expected number of
-excursions of a smooth random field).
 """
 
 from collections.abc import Sequence
@@ -15,17 +11,19 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import gaussian_filter, gaussian_filter1d, maximum_filter
-from scipy.optimize import brentq, nnls
-from scipy.special import xlogy
+from scipy.ndimage import maximum_filter
 
-__all__ = ["PixelRegion", "find_regions", "significance_threshold"]
+from inscan.models.matched_filter import (
+    Floor,
+    Integrals,
+    excess,
+    predicted_by_others,
+    significance_threshold,
+)
 
-_TRUNCATE = 3.0  # templates end at three sigma
-_SIDE_SIGMAS = 2.0
-_LEAST_OFF_PIXELS = 8
+__all__ = ["PixelRegion", "find_regions", "significance_map"]
+
 _LARGEST = 0.15  # a merged box may cover this share of the field
-_LEAST_ON = 0.2  # share of the template that must lie on measured pixels
 
 
 @dataclass(frozen=True)
@@ -57,15 +55,6 @@ class PixelRegion:
     element: int
     scale: float
     reason: str
-
-
-@dataclass(frozen=True)
-class _Excess:
-    """Result of one template scale: all arrays of shape (element, row, col)."""
-
-    significance: NDArray[np.float32]
-    on: NDArray[np.float32]
-    expected: NDArray[np.float32]
 
 
 def find_regions(
@@ -129,11 +118,15 @@ def find_regions(
         raise ValueError(f"{len(names)} names for {n_elements} elements")
     floor = None
     if background is not None:
-        floor = np.asarray(background, dtype=np.float32).reshape(maps.shape)
-        floor = np.where(mask & np.isfinite(floor), floor, 0)
+        known = np.asarray(background, dtype=np.float32).reshape(maps.shape)
+        known = np.where(mask & np.isfinite(known), known, np.float32(0))
+        floor = Floor(known, np.zeros_like(known))
     if element == "unlike":
-        predicted = _predicted_by_others(maps, mask)
-        floor = predicted if floor is None else np.maximum(floor, predicted)
+        other = predicted_by_others(maps, mask)
+        if floor is not None:
+            lower = other.mean < floor.mean
+            other.mean[lower], other.variance[lower] = floor.mean[lower], 0
+        floor = other
     searched = [element] if isinstance(element, int) else list(range(n_elements))
     scales = [float(s) for s in np.atleast_1d(np.asarray(scale_px, dtype=float))]
     if not scales or min(scales) <= 0:
@@ -146,12 +139,14 @@ def find_regions(
         else float(np.sqrt(2 * max(min_score, 0.0)))
     )
     part = maps[searched]
-    part_floor = None if floor is None else floor[searched]
+    part_floor = None
+    if floor is not None:
+        part_floor = Floor(floor.mean[searched], floor.variance[searched])
     found: list[PixelRegion] = []
-    sums = _Integrals(part, mask)
+    sums = Integrals(part, mask)
     for scale in scales:
-        excess = _excess(part, mask, sums, part_floor, scale)
-        z = excess.significance
+        here = excess(part, mask, sums, part_floor, scale)
+        z = here.significance
         width = 2 * int(np.ceil(2 * scale)) + 1
         peaks = (z >= threshold) & (z == maximum_filter(z, size=(1, width, width)))
         for e, r, c in np.argwhere(peaks):
@@ -166,10 +161,10 @@ def find_regions(
             strength = float(z[e, r, c])
             label = names[which] if names is not None else f"element {which}"
             reason = (
-                f"{label}: {excess.on[e, r, c]:.3g} counts within {2 * scale:.2g} pixels of row "
+                f"{label}: {here.on[e, r, c]:.3g} counts within {2 * scale:.2g} pixels of row "
                 f"{r}, column {c} where "
                 + ("the other elements and " if element == "unlike" else "")
-                + f"the surroundings predict {excess.expected[e, r, c]:.3g} "
+                + f"the surroundings predict {here.expected[e, r, c]:.3g} "
                 f"({strength:.1f} sigma; {threshold:.1f} needed)"
             )
             found.append(
@@ -178,37 +173,30 @@ def find_regions(
     return _merge(found, (rows, cols))[:max_regions]
 
 
-def significance_threshold(
-    pixels: int, scales: Sequence[float], elements: int, false_alarm: float
-) -> float:
-    """Standard deviations above which noise alone goes with probability `false_alarm`.
+def significance_map(
+    counts: ArrayLike,
+    *,
+    measured: ArrayLike | None = None,
+    scale_px: float | Sequence[float] = (0.7, 1.2, 2.0, 3.3),
+) -> NDArray[np.float32]:
+    """Significance of a compact excess at every pixel, the best over the template scales.
 
     Parameters
     ----------
-    pixels : int
-        Measured pixels.
-    scales : sequence of float
-        Sigma of each template, pixels.
-    elements : int
-        Maps searched.
-    false_alarm : float
-        Between 0 and 1.
+    counts, measured, scale_px
+        As for `find_regions`.
 
     Returns
     -------
-    float
-        Standard deviations.
+    ndarray of float32, shape (element, row, col)
+        Standard deviations; 0 where nothing was measured.
     """
-    if not 0 < false_alarm < 1:
-        raise ValueError(f"false_alarm must lie between 0 and 1, got {false_alarm}")
-    # White noise filtered with a gaussian of sigma s has squared gradient 1 / (2 s^2). The filter
-    # cannot be smoother than the pixels it is sampled on, hence the floor.
-    density = sum(1.0 / (2.0 * max(s, 0.7) ** 2) for s in scales) * pixels * elements
-
-    def excess(z: float) -> float:
-        return density * z * np.exp(-(z**2) / 2) / (2 * np.pi) ** 1.5 - false_alarm
-
-    return float(brentq(excess, 1.0, 40.0)) if excess(1.0) > 0 else 1.0
+    maps, mask = _checked(counts, measured)
+    sums = Integrals(maps, mask)
+    best = np.zeros(maps.shape, dtype=np.float32)
+    for scale in np.atleast_1d(np.asarray(scale_px, dtype=float)):
+        np.maximum(best, excess(maps, mask, sums, None, float(scale)).significance, out=best)
+    return best
 
 
 def _checked(
@@ -219,7 +207,7 @@ def _checked(
         maps = maps[None]
     if maps.ndim != 3 or maps.size == 0:
         raise ValueError(f"counts must have shape (element, row, col), got {maps.shape}")
-    mask = np.isfinite(maps).all(axis=0)
+    mask = np.asarray(np.isfinite(maps).all(axis=0))
     if measured is not None:
         given = np.asarray(measured, dtype=bool)
         if given.shape != maps.shape[1:]:
@@ -232,116 +220,6 @@ def _checked(
             "background subtracted (that goes in `background`)"
         )
     return maps, mask
-
-
-class _Integrals:
-    """Sums of counts and of measured pixels over any rectangle around every pixel."""
-
-    def __init__(self, maps: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
-        self.shape = maps.shape
-        self._counts = self._table(maps)
-        self._pixels = self._table(mask[None].astype(np.float32))
-
-    @staticmethod
-    def _table(maps: NDArray[np.float32]) -> NDArray[np.float64]:
-        table = np.zeros((maps.shape[0], maps.shape[1] + 1, maps.shape[2] + 1))
-        np.cumsum(maps, axis=1, out=table[:, 1:, 1:], dtype=np.float64)
-        np.cumsum(table[:, 1:, 1:], axis=2, out=table[:, 1:, 1:])
-        return table
-
-    def over(
-        self, top: int, bottom: int, left: int, right: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Counts (element, row, col) and pixels (1, row, col) in rows r+top to r+bottom and
-        columns c+left to c+right, ends included, clipped at the field's edge."""
-        rows, cols = np.arange(self.shape[1]), np.arange(self.shape[2])
-        r0 = np.clip(rows + top, 0, self.shape[1])
-        r1 = np.clip(rows + bottom + 1, 0, self.shape[1])
-        c0 = np.clip(cols + left, 0, self.shape[2])
-        c1 = np.clip(cols + right + 1, 0, self.shape[2])
-        sums = []
-        for table in (self._counts, self._pixels):
-            band = table[:, r1] - table[:, r0]
-            sums.append(band[:, :, c1] - band[:, :, c0])
-        return sums[0], sums[1]
-
-
-def _excess(
-    maps: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    sums: _Integrals,
-    floor: NDArray[np.float32] | None,
-    scale: float,
-) -> _Excess:
-    """Li-Ma significance of a gaussian template of one scale at every pixel."""
-    line = gaussian_filter1d(
-        np.eye(1, 2 * int(_TRUNCATE * scale + 0.5) + 1, int(_TRUNCATE * scale + 0.5))[0],
-        scale,
-        mode="constant",
-        truncate=_TRUNCATE,
-    )
-    top = float(line.max()) ** 2  # the template is the gaussian over its peak value
-    # A weighted sum of Poisson counts has variance below its mean; divided by `gain` it has the
-    # mean and variance of a Poisson count again.
-    gain = float((line**2).sum()) ** 2 / top
-
-    def templated(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        spread = (0.0,) * (x.ndim - 2) + (scale, scale)
-        return gaussian_filter(x, spread, mode="constant", truncate=_TRUNCATE) / top
-
-    on = templated(maps)
-    covered = templated(mask.astype(np.float32))
-    inner = int(np.ceil(2.5 * scale))
-    outer = inner + max(3, int(np.ceil(2.5 * scale)))
-    sides = [  # four rectangles that make up the ring, as the arms of a pinwheel
-        sums.over(-outer, -inner - 1, -outer, inner),
-        sums.over(-outer, inner, inner + 1, outer),
-        sums.over(inner + 1, outer, -inner, outer),
-        sums.over(-inner, outer, -outer, -inner - 1),
-    ]
-    off = np.sum([s for s, _ in sides], axis=0)
-    pixels = np.sum([p for _, p in sides], axis=0)
-    usable = (pixels >= _LEAST_OFF_PIXELS) & mask & (covered >= _LEAST_ON / top)
-    pixels = np.maximum(pixels, 1.0)
-    # One count more than seen: where the ring holds next to nothing, nothing is known of it, and
-    # single counts would look significant.
-    level = (off + 1.0) / pixels
-    for s, p in sides:
-        # On the bright side of an edge the ring's mean is too low: the brighter side counts,
-        # by as much as is beyond its own noise.
-        here = s / np.maximum(p, 1.0)
-        sure = here - _SIDE_SIGMAS * np.sqrt(np.maximum(s, 1.0)) / np.maximum(p, 1.0)
-        level = np.where(p >= _LEAST_OFF_PIXELS, np.maximum(level, sure), level)
-    expected = level * covered
-    if floor is not None:
-        expected = np.maximum(expected, templated(floor))
-        level = np.maximum(level, expected / np.maximum(covered, 1e-6))
-    n_on = on / gain
-    ratio = covered / gain / pixels
-    n_off = level * pixels
-    total = n_on + n_off
-    score = xlogy(n_on, (1 + ratio) / ratio * n_on / np.maximum(total, 1e-12)) + xlogy(
-        n_off, (1 + ratio) * n_off / np.maximum(total, 1e-12)
-    )
-    z = np.sqrt(2 * np.maximum(score, 0)) * (n_on > ratio * n_off) * usable
-    return _Excess(z.astype(np.float32), on.astype(np.float32), expected.astype(np.float32))
-
-
-def _predicted_by_others(maps: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Each element's counts as a non-negative combination of the others' maps and a constant."""
-    predicted = np.zeros_like(maps)
-    if maps.shape[0] < 2:
-        return predicted
-    weight = np.maximum(gaussian_filter(mask.astype(np.float32), 1.0), 1e-3)
-    smooth = gaussian_filter(maps, (0, 1.0, 1.0)) / weight
-    columns = smooth[:, mask].astype(np.float64)
-    for e in range(maps.shape[0]):
-        others = [k for k in range(maps.shape[0]) if k != e]
-        design = np.vstack([columns[others], np.ones(columns.shape[1])]).T
-        spread = 1.0 / np.sqrt(columns[e] + 0.5)  # Poisson weights
-        share, _ = nnls(design * spread[:, None], columns[e] * spread)
-        predicted[e, mask] = design @ share
-    return predicted
 
 
 def _merge(found: list[PixelRegion], field: tuple[int, int]) -> list[PixelRegion]:

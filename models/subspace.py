@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import distance_transform_edt
 
 from inscan.models.estimate import Estimate, gaussian_calibration
+from inscan.models.fill import nearest_measured
 from inscan.models.gram import GramAccumulator
 from inscan.models.infer import load_denoiser
 from inscan.models.lowrank import (
@@ -35,6 +35,7 @@ from inscan.models.lowrank import (
 )
 from inscan.models.noise import tail_sigma
 from inscan.models.stack_noise import StackNoise, known_noise, measured_noise, whiteness
+from inscan.models.weights import Weights
 
 __all__ = ["denoise"]
 
@@ -111,12 +112,14 @@ def denoise(
     used = np.arange(len(data)) if there is None else np.flatnonzero(there.any(axis=(1, 2)))
     if used.size == 0:
         raise ValueError("nothing of the stack was measured")
-    partial, missing = None, None
+    partial: NDArray[np.bool_] | None = None
+    missing: NDArray[np.bool_] | None = None
     if there is not None:
-        count = there[used].sum(axis=0)
-        missing = count == 0
-        partial = (count > 0) & (count < used.size)
-        data = _filled(data[used], there[used], missing)
+        there = there[used]
+        count = there.sum(axis=0)
+        missing = np.asarray(count == 0)
+        partial = np.asarray((count > 0) & (count < used.size))
+        data = _filled(data[used], there, missing)
     if gram is None or there is not None or gram.frames < len(data):
         gram = GramAccumulator(data)
         gram.advance(len(data))
@@ -134,8 +137,8 @@ def denoise(
     else:
         basis = plain_basis(plain, candidates)
     flat = _project(data, weights, basis)
-    if partial is not None and partial.any():
-        _refit(flat, data, there[used], partial, weights, basis)
+    if there is not None and partial is not None and partial.any():
+        _refit(flat, data, there, partial, weights, basis)
     ratio = _noise_ratio(plain, flat, data.shape, candidates)
     given_wrong = variance is not None and not 0.75 < ratio < 1.35 and len(data) > 2 * candidates
     level = noise.pixel * (ratio if given_wrong or variance is None else 1.0)
@@ -162,9 +165,7 @@ def denoise(
     values, sigma = out if out is not None else _empty(np.shape(stack))
     _back(values, sigma, used, missing, weights, basis, kept, level)
     white = whiteness(data, weights, basis.vectors[:, kept.kept], kept.images, level)
-    report = _report(
-        recipe, denoiser.weights.sha256, seed, noise, ratio, given_wrong, basis, kept, white
-    )
+    report = _report(recipe, denoiser.weights, seed, noise, ratio, given_wrong, basis, kept, white)
     if partial is not None and missing is not None:
         report["figures"]["pixels_partly_measured"] = int(partial.sum())
         report["figures"]["pixels_not_measured"] = int(missing.sum())
@@ -174,7 +175,8 @@ def denoise(
                 f"{int(partial.sum())} pixels were measured at some energies only; the others "
                 "are predicted from the spectra of the whole stack"
             )
-    report["seconds"] = round(time.perf_counter() - began, 3)
+    report["device"] = str(denoiser.device)
+    report["wall_time_s"] = round(time.perf_counter() - began, 3)
     return Estimate(values, sigma, report, gaussian_calibration())
 
 
@@ -215,16 +217,8 @@ def _filled(
     spectrum = known.sum(axis=(1, 2)) / np.maximum(count, 1)
     expected = np.tensordot(spectrum, there.astype(np.float32), axes=1)
     share = np.where(np.abs(expected) > 0, known.sum(axis=0) / np.where(expected, expected, 1), 1)
-    share = _nearest(share[None], missing)[0]
+    share = nearest_measured(share.astype(np.float32)[None], missing)[0]
     return np.where(there, known, spectrum[:, None, None] * share).astype(np.float32)
-
-
-def _nearest(images: NDArray[np.floating], missing: NDArray[np.bool_]) -> NDArray[np.floating]:
-    """Missing pixels take the value of the nearest one that is there."""
-    if not missing.any() or missing.all():
-        return images
-    near = distance_transform_edt(missing, return_distances=False, return_indices=True)
-    return images[:, near[0], near[1]]
 
 
 def _project(data: NDArray[np.floating], weights: NDArray[np.float64], basis: Basis) -> _Projection:
@@ -306,7 +300,7 @@ def _back(
 
 def _report(
     recipe: str,
-    sha256: str,
+    weights: Weights,
     seed: int,
     noise: StackNoise,
     ratio: float,
@@ -350,7 +344,8 @@ def _report(
     return {
         "method": "subspace",
         "recipe": recipe,
-        "weights": {"denoiser": sha256},
+        "weights": weights.name,
+        "weights_sha256": weights.sha256,
         "seed": seed,
         "figures": {
             "rank": len(kept.images),
@@ -360,7 +355,7 @@ def _report(
             else float(np.median(noise.energy) * np.median(noise.pixel)),
             "noise_source": noise.source,
             "noise_ratio": ratio,
-            "basis_smoothing_px": basis.smoothing,
+            "basis_smoothing_px": round(basis.smoothing, 3),
             "basis_agreement": [round(float(a), 4) for a in basis.agreement],
             "risk": [round(float(r), 5) for r in kept.risk],
             "risk_gain": [round(float(g), 5) for g in kept.gain],

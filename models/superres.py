@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import distance_transform_edt
 
 from inscan.models.edsr import SuperResolver
 from inscan.models.estimate import Calibration, Estimate
+from inscan.models.fill import nearest_measured
 from inscan.models.infer import choose_device
 from inscan.models.superres_input import ForwardModel, Sampling, map_scale, network_input
 from inscan.models.weights import Weights, load_weights
@@ -31,10 +31,11 @@ __all__ = ["upscale"]
 Recipe = Literal["best", "paper"]
 
 _TILE = 160
+_MARGIN = 8  # pixels repeated around the field
 _HALO = 40  # the network sees 36 coarse pixels to each side
 _TTA_PIXELS = {8: 2**18, 4: 2**20, 2: 2**22}
 _DECONVOLUTION_STEPS = 8
-_CONSISTENT = (0.8, 1.2)
+_CONSISTENT = (0.25, 1.2)
 
 
 def upscale(
@@ -92,11 +93,14 @@ def upscale(
     beam = probe if probe is None or np.ndim(probe) == 0 else np.asarray(probe, dtype=np.float64)
     forward = ForwardModel(factor, beam, sampling)  # type: ignore[arg-type]
     weights = load_weights(f"superres_x{factor}")
+    on = choose_device(device)
     report: dict[str, Any] = {
         "method": "superres",
         "recipe": recipe,
         "factor": factor,
-        "weights": {weights.name: weights.sha256},
+        "weights": weights.name,
+        "weights_sha256": weights.sha256,
+        "device": str(on),
         "seed": seed,
         "sampling": sampling,
         "probe_width_px": round(forward.width(), 4),
@@ -117,11 +121,9 @@ def upscale(
         )
         bins = np.zeros(values.shape, dtype=np.uint8)
     else:
-        filled = _filled(maps, mask)
+        filled = nearest_measured(maps, ~mask)
         tta = next((t for t, most in _TTA_PIXELS.items() if maps.size <= most), 1)
-        values, spread = _run(
-            filled, factor, weights, tta if recipe == "best" else 1, choose_device(device)
-        )
+        values, spread = _run(filled, factor, weights, tta if recipe == "best" else 1, on)
         values = np.maximum(values, 0)
         if probe is not None or sampling != "box":
             values = _deconvolved(values, filled, forward)
@@ -138,7 +140,7 @@ def upscale(
         values = np.where(fine_mask, values, np.nan).astype(np.float32)
     calibration, rms = _calibration(weights, bins)
     sigma = np.where(np.isfinite(values), spread * rms[bins], np.nan).astype(np.float32)
-    report["seconds"] = round(time.perf_counter() - began, 3)
+    report["wall_time_s"] = round(time.perf_counter() - began, 3)
     return Estimate(values, sigma, report, calibration)
 
 
@@ -148,7 +150,7 @@ def _checked(
     maps = np.asarray(counts, dtype=np.float32)
     if maps.ndim != 3 or maps.size == 0:
         raise ValueError(f"counts must have shape (element, row, col), got {maps.shape}")
-    mask = np.isfinite(maps).all(axis=0)
+    mask = np.asarray(np.isfinite(maps).all(axis=0))
     if measured is not None:
         given = np.asarray(measured, dtype=bool)
         if given.shape != maps.shape[1:]:
@@ -158,14 +160,6 @@ def _checked(
     if maps.min() < 0:
         raise ValueError(f"counts must be >= 0, the least is {maps.min():g}")
     return maps, mask
-
-
-def _filled(maps: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Pixels not measured take the value of the nearest one measured, for the network only."""
-    if mask.all():
-        return maps
-    near = distance_transform_edt(~mask, return_distances=False, return_indices=True)
-    return maps[:, near[0], near[1]]
 
 
 def _run(
@@ -181,16 +175,13 @@ def _run(
         factor, architecture["width"], architecture["blocks"], architecture["alone"]
     )
     net.load_state_dict(dict(weights.tensors))
-    net = net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.eval().to(device, memory_format=torch.channels_last)
     scale = map_scale(maps)
     to_counts = scale[:, None, None]
     # A border of repeated pixels: the network never sees where the field ends.
-    margin = 8
-    padded = np.pad(
-        maps,
-        ((0, 0), (margin, margin), (margin, margin)),
-        mode="symmetric" if min(maps.shape[1:]) >= margin else "edge",
-    )
+    margin = _MARGIN
+    border = ((0, 0), (margin, margin), (margin, margin))
+    padded = np.pad(maps, border, mode="symmetric" if min(maps.shape[1:]) >= margin else "edge")
     rows, cols = padded.shape[1:]
     out = np.empty((2, len(maps), rows * factor, cols * factor), dtype=np.float32)
     for r in range(0, rows, _TILE):

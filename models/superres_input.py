@@ -30,9 +30,7 @@ def map_scale(counts: NDArray[np.floating]) -> NDArray[np.float32]:
         At least 1 count, so that an empty map stays one.
     """
     smooth = uniform_filter(
-        np.asarray(counts, dtype=np.float32),
-        size=(1,) * (counts.ndim - 2) + (min(3, counts.shape[-2]), min(3, counts.shape[-1])),
-        mode="nearest",
+        np.asarray(counts, dtype=np.float32), size=3, axes=(-2, -1), mode="nearest"
     )
     return np.maximum(smooth.max(axis=(-2, -1)), 1.0).astype(np.float32)
 

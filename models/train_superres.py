@@ -123,12 +123,15 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     pool = torch.from_numpy(draw_pool(_POOL, _POOL_PIXELS, np.random.default_rng([seed, factor])))
     print(f"{len(pool)} training maps after {time.perf_counter() - began:.0f} s", flush=True)
-    net = SuperResolver(factor).to(memory_format=torch.channels_last)
+    net = SuperResolver(factor).to("cpu", memory_format=torch.channels_last)
+    origin = None
     if start is not None:
         own = net.state_dict()
+        weights = load_weights(start, folder)
+        origin = {"name": start, "sha256": weights.sha256, "training": weights.card["training"]}
         taken = {
             name: value
-            for name, value in load_weights(start, folder).tensors.items()
+            for name, value in weights.tensors.items()
             if not name.startswith(("upsample", "tail")) and own[name].shape == value.shape
         }
         net.load_state_dict({**own, **taken})
@@ -168,6 +171,7 @@ def train(
                 "planned_steps": steps,
                 "data": "inscan.profiles.samples.training_maps, Poisson counts of a box probe, "
                 f"peaks {_PEAKS[0]:g} to {_PEAKS[1]:g} per coarse pixel",
+                "start": origin,
                 "loss": "L1 + 0.1 Sobel-L1, Laplace likelihood for the scale",
                 "wall_seconds": round(time.perf_counter() - began, 1),
             }

@@ -151,6 +151,10 @@ def edge_energy(
     """
     od, e = checked_stack(density, energies)
     v = None if variance is None else np.broadcast_to(np.asarray(variance, np.float32), od.shape)
+    # A frame that is missing altogether must not hide a crossing between its neighbours.
+    there = np.isfinite(od).any(axis=(1, 2))
+    if 4 <= there.sum() < e.size:
+        od, e, v = od[there], e[there], None if v is None else v[there]
     below, above, edge = _lines(od, e, pre, post, order, v)
     jump = above.at(np.array([edge]))[0] - below.at(np.array([edge]))[0]
     jump_sigma = np.sqrt(above.variance_at(edge) + below.variance_at(edge))
@@ -231,11 +235,12 @@ class _Line:
     def at(self, e: NDArray[np.float64]) -> NDArray[np.float32]:
         """Values at energies, shape (energy, row, col)."""
         distance = (e[:, None, None] - self.centre).astype(np.float32)
-        return self.mean + self.slope * distance
+        return (self.mean + self.slope * distance).astype(np.float32)
 
     def variance_at(self, e: NDArray[np.floating] | float) -> NDArray[np.float32]:
         """Variance at one energy, or at one energy per pixel."""
-        return self.mean_variance + (e - self.centre) ** 2 * self.slope_variance
+        variance = self.mean_variance + (e - self.centre) ** 2 * self.slope_variance
+        return variance.astype(np.float32)
 
 
 def _lines(
@@ -251,8 +256,9 @@ def _lines(
         raise ValueError(f"order must be 0 or 1 for both lines, got {order}")
     edge, span = _steepest(od, e), float(e[-1] - e[0])
     gap = _step(e, edge)
-    low = pre if pre is not None else (float(e[0]), edge - max(0.08 * span, 3 * gap))
-    high = post if post is not None else (edge + max(0.2 * span, 5 * gap), float(e[-1]))
+    first, last = float(e[0]), float(e[-1])
+    low = pre if pre is not None else (first, max(first, edge - max(0.08 * span, 3 * gap)))
+    high = post if post is not None else (min(last, edge + max(0.2 * span, 5 * gap)), last)
     below = _line(od, e, low, order[0], variance, "pre-edge")
     above = _line(od, e, high, order[1], variance, "post-edge")
     if below.end >= above.start:
