@@ -1,0 +1,117 @@
+"""The workers that the service itself starts: kept running, told apart, ended in order."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from inscan.service.children import MALLOC_TUNING, Child
+from inscan.service.events import WorkerLost
+from inscan.service.mailbox import Mailbox
+
+PREFIX = "child-"
+"""Begins the names of the service's own workers: when a service starts, those of an earlier life are gone."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Member:
+    child: Child
+    pause: float = _FIRST_PAUSE_S
+    started: float = 0.0
+    restart_at: float | None = None
+
+
+class Crew:
+    """Child workers.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+    address : str
+        The broker's.
+    logs : Path
+        Folder of their logs.
+    broker : Mailbox
+        Told at once when one is lost.
+    threads : int or None
+        Threads of each; None shares the cores out among them.
+    grace_s : float
+        Time to finish a job when told to stop.
+    command : sequence of str or None
+        The program and its first arguments; None for `python -m inscan.service.worker`.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        address: str,
+        logs: Path,
+        broker: Mailbox,
+        *,
+        threads: int | None,
+        grace_s: float,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        share = threads or max(1, len(os.sched_getaffinity(0)) // max(1, count))
+        self._broker = broker
+        self._grace_s = grace_s
+        program = command or (sys.executable, "-m", "inscan.service.worker")
+        arguments = [
+            *program,
+            address,
+            *("--prefix", PREFIX),
+            *("--parent", str(os.getpid())),
+            *("--grace", str(grace_s)),
+            *("--threads", str(share)),
+        ]
+        env = {"GLIBC_TUNABLES": MALLOC_TUNING, "OMP_NUM_THREADS": str(share)}
+        self._members = [
+            _Member(Child(f"worker-{number}", arguments, logs, env)) for number in range(count)
+        ]
+
+    def start(self) -> None:
+        """Start all. From the main thread: they end with the thread that starts them."""
+        for member in self._members:
+            self._start(member)
+
+    def _start(self, member: _Member) -> None:
+        member.restart_at = None
+        member.started = time.monotonic()
+        member.child.start()
+
+    def look_after(self) -> None:
+        """Start again what has ended, with growing pauses. From the thread that called `start`."""
+        now = time.monotonic()
+        for member in self._members:
+            child = member.child
+            if child.alive:
+                continue
+            if member.restart_at is None:
+                if child.pid is not None:
+                    reason = f"{child.name} ended with status {child.returncode}"
+                    _log.warning("%s; see %s", reason, child.log_path)
+                    self._broker.post(WorkerLost(child.pid, reason))
+                if now - member.started > 2 * _LONGEST_PAUSE_S:
+                    member.pause = _FIRST_PAUSE_S
+                member.restart_at = now + member.pause
+                member.pause = min(2 * member.pause, _LONGEST_PAUSE_S)
+            elif now >= member.restart_at:
+                self._start(member)
+
+    def dismiss(self) -> None:
+        """Tell all to finish their jobs and leave."""
+        for member in self._members:
+            member.child.terminate()
+
+    def stop(self) -> None:
+        """Wait for the end of all, by force when their grace is over."""
+        deadline = time.monotonic() + self._grace_s + 2.0
+        self.dismiss()
+        for member in self._members:
+            member.child.stop(max(0.1, deadline - time.monotonic()))

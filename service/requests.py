@@ -1,0 +1,105 @@
+"""What the command line and plans may ask of a running service."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from inscan.service.broker import Broker
+from inscan.service.journal import Journal
+from inscan.service.rescan_states import Rescans
+from inscan.service.spool import Spool
+
+
+class Requests:
+    """Answers requests; called in ingest's thread, so every answer is a quick look at what is known.
+
+    Parameters
+    ----------
+    about : mapping
+        What does not change: version, addresses, state directory.
+    writer, ingest : callable
+        What these threads say of themselves.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        broker: Broker,
+        spool: Spool,
+        rescans: Rescans,
+        about: Mapping[str, Any],
+        *,
+        writer: Callable[[], Mapping[str, Any]],
+        ingest: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._journal = journal
+        self._broker = broker
+        self._spool = spool
+        self._rescans = rescans
+        self._about = about
+        self._writer = writer
+        self._ingest = ingest
+        self._since = time.monotonic()
+
+    def __call__(self, op: str, fields: dict[str, Any]) -> Mapping[str, Any]:
+        """Answer one request.
+
+        Raises
+        ------
+        ValueError
+            For an operation or a field that is not known; the caller gets the text.
+        LookupError
+            For a run or proposal that is not known.
+        """
+        known: dict[str, Callable[..., Mapping[str, Any]]] = {
+            "status": self._status,
+            "jobs": self._jobs,
+            "runs": self._runs,
+            "outcome": self._outcome,
+            "proposals": self._proposals,
+            "approve": self._approve,
+            "refuse": self._refuse,
+            "rescan_update": self._rescans.update,
+        }
+        if op not in known:
+            raise ValueError(f"the service knows no request {op!r}; it knows {', '.join(known)}")
+        try:
+            return known[op](**fields)
+        except TypeError as error:
+            raise ValueError(f"request {op!r} with fields {sorted(fields)}: {error}") from error
+
+    def _status(self) -> Mapping[str, Any]:
+        broker = self._broker.status()
+        return {
+            **self._about,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._since, 1),
+            **self._journal.status(),
+            "snapshots": {"waiting": broker["snapshots"]},
+            "writer": dict(self._writer()),
+            "spool": {"runs": len(self._spool.runs()), "bytes": self._spool.used()},
+            "messages": {**broker["counts"], **self._ingest()},
+            "workers": broker["workers"],
+        }
+
+    def _jobs(self, state: str | None = None, run_uid: str | None = None) -> Mapping[str, Any]:
+        return {"jobs": self._journal.jobs(state, run_uid)}
+
+    def _runs(self, state: str | None = None, limit: int = 200) -> Mapping[str, Any]:
+        rows = self._journal.runs(state, limit)
+        return {"runs": [{k: v for k, v in row.items() if k != "start"} for row in rows]}
+
+    def _outcome(self, run_uid: str) -> Mapping[str, Any]:
+        if self._journal.run(run_uid) is None:
+            raise LookupError(f"no run {run_uid!r} has come to this service")
+        return {"outcome": self._journal.outcome(run_uid)}
+
+    def _proposals(self, run_uid: str | None = None, state: str | None = None) -> Mapping[str, Any]:
+        return {"proposals": self._journal.proposals(run_uid, state)}
+
+    def _approve(self, proposal: str, who: str, reason: str = "") -> Mapping[str, Any]:
+        return self._rescans.approve(proposal, who, reason)
+
+    def _refuse(self, proposal: str, who: str, reason: str = "") -> Mapping[str, Any]:
+        return self._rescans.refuse(proposal, who, reason)
