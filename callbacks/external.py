@@ -60,6 +60,7 @@ class DetectorFiles:
         self._roots = tuple(Path(root).resolve() for root in roots)
         self._resources: dict[str, Mapping[str, Any]] = {}
         self._files: dict[Path, h5py.File] = {}
+        self._datasets: dict[str, h5py.Dataset] = {}
 
     def add(self, doc: Mapping[str, Any]) -> None:
         """Take a stream_resource document; FileRefused when its file may not be read."""
@@ -130,7 +131,7 @@ class DetectorFiles:
             dataset = self._dataset(doc)
             yield from self._blocks(dataset, rows, shape)
         finally:
-            self._drop_unless_swmr(self._path(doc))
+            self._drop_unless_swmr(doc)
 
     def _blocks(
         self, dataset: h5py.Dataset, rows: Rows, shape: tuple[int, ...]
@@ -162,7 +163,7 @@ class DetectorFiles:
             per_row = self._per_row(dataset, shape, doc["data_key"])
             return len(dataset) // per_row if (dataset.maxshape or (0,))[0] is None else 0
         finally:
-            self._drop_unless_swmr(self._path(doc))
+            self._drop_unless_swmr(doc)
 
     def resources(self) -> list[str]:
         """Return the uids of all resources."""
@@ -173,11 +174,15 @@ class DetectorFiles:
         for file in self._files.values():
             file.close()
         self._files.clear()
+        self._datasets.clear()
 
-    def _drop_unless_swmr(self, path: Path) -> None:
+    def _drop_unless_swmr(self, doc: Mapping[str, Any]) -> None:
         """Close a file that would not show what is added to it, and that its writer may want."""
-        if path in self._files and not self._files[path].swmr_mode:
-            self._files.pop(path).close()
+        if doc["uid"] in self._datasets:
+            return
+        file = self._files.pop(self._path(doc), None)
+        if file is not None:
+            file.close()
 
     def _path(self, doc: Mapping[str, Any]) -> Path:
         uri = urlsplit(doc["uri"])
@@ -196,6 +201,18 @@ class DetectorFiles:
             )
 
     def _dataset(self, doc: Mapping[str, Any]) -> h5py.Dataset:
+        dataset = self._datasets.get(doc["uid"])
+        if dataset is None:
+            dataset = self._find(doc)
+            if dataset.file.swmr_mode:
+                self._datasets[doc["uid"]] = dataset
+        try:
+            dataset.id.refresh()
+        except OSError as error:
+            raise NotReadable(f"{doc['uri']}: {error}") from error
+        return dataset
+
+    def _find(self, doc: Mapping[str, Any]) -> h5py.Dataset:
         path = self._path(doc)
         file = self._files.get(path)
         if file is None:
@@ -217,10 +234,6 @@ class DetectorFiles:
             for source in dataset.virtual_sources():
                 if source.file_name != ".":
                     self._confine((path.parent / source.file_name).resolve())
-        try:
-            dataset.id.refresh()
-        except OSError as error:
-            raise NotReadable(f"{path}: {error}") from error
         return dataset
 
     @staticmethod

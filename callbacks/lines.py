@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import xraydb
 
@@ -101,10 +102,10 @@ class EmissionLine:
     @property
     def edge_ev(self) -> float:
         """Lowest absorption edge in eV from which the group can be excited."""
-        edges = xraydb.xray_edges(self.element)
+        edges = _edges_of(self.element)
         initial = {
             line.initial_level
-            for name, line in xraydb.xray_lines(self.element).items()
+            for name, line in _lines_of(self.element).items()
             if name in self.members()
         }
         return min(edges[level].energy for level in initial if level in edges)
@@ -116,8 +117,13 @@ def _elements() -> frozenset[str]:
 
 
 @cache
-def _lines_of(element: str) -> tuple[str, ...]:
-    return tuple(xraydb.xray_lines(element))
+def _lines_of(element: str) -> dict[str, Any]:
+    return dict(xraydb.xray_lines(element))
+
+
+@cache
+def _edges_of(element: str) -> dict[str, Any]:
+    return dict(xraydb.xray_edges(element))
 
 
 @cache
@@ -128,10 +134,10 @@ def _shell_lines(element: str, shell: str) -> dict[str, tuple[float, float]]:
     the fluorescence yield times the number of electrons, which is right to a factor of two: enough
     to find overlaps, not to quantify.
     """
-    edges = xraydb.xray_edges(element)
+    edges = _edges_of(element)
     electrons = {"K": 2, "L1": 2, "L2": 2, "L3": 4, "M1": 2, "M2": 2, "M3": 4, "M4": 4, "M5": 6}
     lines = {}
-    for name, line in xraydb.xray_lines(element).items():
+    for name, line in _lines_of(element).items():
         level = line.initial_level
         if not level.startswith(shell) or not name.startswith(shell) or level not in edges:
             continue
@@ -236,8 +242,8 @@ def overlaps(
             if source.name == target.name:
                 continue
             own, leak, most, most_name = 0.0, 0.0, 0.0, ""
-            levels = xraydb.xray_lines(source.element)
-            edges = xraydb.xray_edges(source.element)
+            levels = _lines_of(source.element)
+            edges = _edges_of(source.element)
             for name, (energy, weight) in _shell_lines(source.element, source.shell).items():
                 edge = edges[levels[name].initial_level].energy
                 if incident_energy_ev is not None and edge >= incident_energy_ev:

@@ -18,7 +18,7 @@ _GAP_FWHM = 0.5
 _REACH_FWHM = 4.0
 _LEAST_BINS = 3
 _ELECTRON_REST_EV = 510_998.95
-# Spectra are summed a few at a time: the running sums of a block then stay in cache.
+# Spectra are summed a few at a time: a block then stays in cache.
 _BLOCK_VALUES = 1 << 19
 
 
@@ -35,6 +35,8 @@ class SpectrumWindows:
     weight_left, weight_right
         (element,) float64: the background under a peak is ``weight_left * sum(left) +
         weight_right * sum(right)``.
+    indicator
+        (bin, 3 * element) float64: 1 for the bins of each peak, then left, then right window.
     without_background
         Elements with neither side window, whose background is unknown and left at zero.
     """
@@ -45,6 +47,7 @@ class SpectrumWindows:
     right: np.ndarray
     weight_left: np.ndarray
     weight_right: np.ndarray
+    indicator: np.ndarray
     without_background: tuple[str, ...]
 
     @property
@@ -78,13 +81,7 @@ class SpectrumWindows:
                 wrong = ~((part >= 0) & np.isfinite(part))
                 if wrong.any():
                     part, bad = np.where(wrong, 0, part), wrong.any(axis=-1)
-            # Differences of running sums: exact for counts, and the same whatever the block size.
-            total = np.zeros((*part.shape[:2], bins + 1))
-            np.cumsum(part, axis=-1, dtype=np.float64, out=total[..., 1:])
-            peak, left, right = (
-                total[..., edges[:, 1]] - total[..., edges[:, 0]]
-                for edges in (self.peak, self.left, self.right)
-            )
+            peak, left, right = self._windows(part)
             here = slice(start, start + step)
             out[0][here] = peak
             out[1][here] = self.weight_left * left + self.weight_right * right
@@ -93,6 +90,23 @@ class SpectrumWindows:
                 for array in out:
                     array[here][bad] = np.nan
         return out
+
+    def _windows(self, spectra: np.ndarray) -> list[np.ndarray]:
+        """Sums over peak, left and right windows, (n, channel, element) float64 each.
+
+        The same to the last bit however many spectra come at once: whole counts are exact in any
+        order of addition, so a matrix product does; others are added one after the other.
+        """
+        if spectra.dtype.kind in "biu":
+            flat = spectra.reshape(-1, spectra.shape[-1]).astype(np.float64)
+            sums = (flat @ self.indicator).reshape(*spectra.shape[:-1], 3, -1)
+            return [sums[..., which, :] for which in range(3)]
+        total = np.zeros((*spectra.shape[:2], spectra.shape[2] + 1))
+        np.cumsum(spectra, axis=-1, dtype=np.float64, out=total[..., 1:])
+        return [
+            total[..., edges[:, 1]] - total[..., edges[:, 0]]
+            for edges in (self.peak, self.left, self.right)
+        ]
 
 
 def spectrum_windows(
@@ -173,6 +187,9 @@ def spectrum_windows(
         rights.append(right)
         weights_left.append(share_left)
         weights_right.append(share_right)
+    indicator = np.zeros((n_bins, 3 * len(windows)))
+    for column, (start, stop) in enumerate(peaks + lefts + rights):
+        indicator[start:stop, column] = 1.0
     return SpectrumWindows(
         tuple(windows),
         np.array(peaks, np.int64).reshape(-1, 2),
@@ -180,6 +197,7 @@ def spectrum_windows(
         np.array(rights, np.int64).reshape(-1, 2),
         np.array(weights_left),
         np.array(weights_right),
+        indicator,
         tuple(without),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -68,8 +69,10 @@ class XRFArrays:
         self._out["position"] = allocate("position", (2, rows, cols), f8)
         self._out["position"][...] = np.nan
         # The same memory by pixel.
-        self._counts = [self._out[name].reshape(n_channels, n_elements, -1) for name in names]
-        self._position = self._out["position"].reshape(2, -1)
+        # Plain arrays: a memmap costs microseconds for every index.
+        plain = {name: np.asarray(array) for name, array in self._out.items()}
+        self._counts = [plain[name].reshape(n_channels, n_elements, -1) for name in names]
+        self._position = plain["position"].reshape(2, -1)
         roles = {column.role for column in layout.columns.values()}
         self._readbacks = bool(roles & {"slow", "fast"})
         size = geometry.size
@@ -109,34 +112,37 @@ class XRFArrays:
             sums = [values["mcaroi"]]
         elif "spectrum" in values and self._layout.windows is not None:
             sums = [array[0] for array in self._layout.windows.sums(values["spectrum"][None])]
-        good = np.ones(len(self._layout.channels), bool)
-        if sums:
-            good = _all_good(sums[0])
-        live = values.get("live_time")
-        if live is not None:
-            good &= (live > 0) & (live < np.inf)
-        i0 = values.get("i0")
-        if not good.all():
-            self._notes.add(_BAD)
+        live, i0 = values.get("live_time"), values.get("i0")
         if i0 is not None and not 0 < i0 < np.inf:
             self._notes.add(_NO_BEAM)
             return
-        if (sums or live is not None) and not good.any():
-            return
+        if _plausible(sums, live):
+            good = None
+        else:
+            good = np.ones(len(self._layout.channels), bool)
+            if sums:
+                good &= _all_good(sums[0])
+            if live is not None:
+                good &= (live > 0) & (live < np.inf)
+        if good is not None and not good.all():
+            self._notes.add(_BAD)
+            if not good.any():
+                return
+            sums = [np.where(good[:, None], array, 0) for array in sums]
+            live = None if live is None else np.where(good, live, 0)
         for target, source in zip(self._counts, sums, strict=False):
             target[:, :, pixel] = source
-            if not good.all():
-                target[~good, :, pixel] = 0
-        self._bad[:, pixel] = ~good
+        self._bad[:, pixel] = False if good is None else ~good
         if live is not None:
-            self._live[:, pixel] = np.where(good, live, 0)
+            self._live[:, pixel] = live
         if i0 is not None:
             self._i0[pixel] = i0
-        for axis, role in enumerate(("slow", "fast")):
-            if role in values:
-                self._position[axis, pixel] = values[role]
+        if "slow" in values:
+            self._position[0, pixel] = values["slow"]
+        if "fast" in values:
+            self._position[1, pixel] = values["fast"]
         self._taken[pixel] = taken
-        self._arrived[pixel] |= _bit(0)
+        self._arrived[pixel] |= _EVENTS
 
     def place_rows(
         self, column: Column, group: int, pixels: np.ndarray, values: np.ndarray
@@ -227,6 +233,14 @@ class XRFArrays:
         return dict(self._out)
 
 
+def _plausible(sums: list[np.ndarray], live: np.ndarray | None) -> bool:
+    """Whether nothing is wrong with any channel; the quick way, for the usual case."""
+    # A sum is finite only when every value is.
+    if sums and not ((sums[0] >= 0).all() and math.isfinite(sums[0].sum())):
+        return False
+    return live is None or bool((live > 0).all() and math.isfinite(live.sum()))
+
+
 def _all_good(counts: np.ndarray) -> np.ndarray:
     """Where every element (last axis) is finite and not negative."""
     return np.logical_and.reduce((counts >= 0) & (counts < np.inf), axis=-1)
@@ -234,3 +248,6 @@ def _all_good(counts: np.ndarray) -> np.ndarray:
 
 def _bit(group: int) -> np.uint64:
     return np.uint64(1 << group)
+
+
+_EVENTS = _bit(0)

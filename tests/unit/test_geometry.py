@@ -16,12 +16,12 @@ coordinate = st.floats(-1e4, 1e4).map(lambda value: round(value, 3))
 @st.composite
 def geometries(draw):
     shape = draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
-    ends = []
-    for _ in range(2):
+    ends = {}
+    for axis in ("slow", "fast"):
         first = draw(coordinate)
         span = draw(st.floats(0.01, 1e3)) * draw(st.sampled_from([1, -1]))
-        ends += [first, first + span]
-    return ScanGeometry(shape, "slow", "fast", "um", "um", *ends, draw(st.booleans()))
+        ends |= {f"{axis}_first": first, f"{axis}_last": first + span}
+    return ScanGeometry(shape, "slow", "fast", "um", "um", snaking=draw(st.booleans()), **ends)
 
 
 @st.composite

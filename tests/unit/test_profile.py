@@ -50,7 +50,8 @@ def test_every_shipped_profile_loads_by_name_and_by_file(name):
     profile = load_profile(name)
     assert profile.name == name
     assert load_profile(shipped_profiles()[name]) == profile
-    assert BeamlineProfile(**profile.model_dump(mode="json"), folder=profile.folder) == profile
+    as_json = profile.model_dump(mode="json") | {"folder": profile.folder}
+    assert BeamlineProfile.model_validate(as_json) == profile
     profile.references()
 
 

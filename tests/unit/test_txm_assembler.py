@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,8 +15,8 @@ from inscan.callbacks.assembly import NotUnderstood, open_assembler
 from inscan.callbacks.profile import BeamlineProfile, load_profile
 
 SHIPPED = load_profile("sim_txm")
-PROFILE = BeamlineProfile(
-    **SHIPPED.model_dump(mode="json")
+PROFILE = BeamlineProfile.model_validate(
+    SHIPPED.model_dump(mode="json")
     | {"txm": SHIPPED.model_dump(mode="json")["txm"] | {"references": None}}
     | {"method": {"name": "subspace", "snapshot_rows": 2}}
 )
@@ -26,7 +27,7 @@ GAIN, READ = 2.5, 3.0
 def profile_with(**txm) -> BeamlineProfile:
     content = PROFILE.model_dump(mode="json")
     content["txm"] |= txm
-    return BeamlineProfile(**content)
+    return BeamlineProfile.model_validate(content)
 
 
 class Stack:
@@ -48,7 +49,7 @@ class Stack:
     ):
         rng = np.random.default_rng(len(energies) * 10 + frames)
         self.size, self.frames = size, frames
-        self.bundle = compose_run(
+        self.bundle: Any = compose_run(
             metadata={
                 "beamline_id": "sim_txm",
                 "eng_list": list(energies),
@@ -59,7 +60,7 @@ class Stack:
                 "scan_id": 3,
             }
         )
-        self.start = self.bundle.start_doc
+        self.start: dict[str, Any] = self.bundle.start_doc
         beam = rng.uniform(3000, 5000, size)
         self.truth = rng.uniform(0.2, 0.9, (len(energies), *size))
         at = {"dark": [energies[0]] * 2, "primary": list(energies)}
@@ -201,7 +202,8 @@ def test_the_variance_is_that_of_repeated_measurements(tmp_path):
     images = {"dark": shoot(0 * beam, 2), "flat": shoot(beam, 4), "primary": shoot(beam * truth, n)}
     for stream, values in images.items():
         with h5py.File(tmp_path / f"{run.start['uid']}{stream}.h5", "a") as file:
-            file[f"entry/{stream}"][...] = np.rint(values)
+            dataset: Any = file[f"entry/{stream}"]
+            dataset[...] = np.rint(values)
     update = final(run.assemble())
     assert update.meta["adu_per_photon"] == pytest.approx(GAIN, rel=0.03)
     assert update.meta["read_noise_adu"] == pytest.approx(READ, rel=0.05)
@@ -214,7 +216,9 @@ def test_the_variance_is_that_of_repeated_measurements(tmp_path):
     assert (scatter / (expected - flat_part - dark_part)).mean() == pytest.approx(1.0, abs=0.03)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(order=st.randoms(use_true_random=False), per_energy=st.booleans())
 def test_live_is_offline_whatever_the_order(tmp_path, order, per_energy):
     energies = (8.30, 8.32, 8.34)
@@ -304,7 +308,8 @@ def test_saturated_and_dead_pixels_are_masked(tmp_path):
         ("flat", 100, (slice(None), slice(None), 5, 5)),
     ):
         with h5py.File(tmp_path / f"{run.start['uid']}{stream}.h5", "a") as file:
-            file[f"entry/{stream}"][where] = value
+            dataset: Any = file[f"entry/{stream}"]
+            dataset[where] = value
     update = final(run.assemble())
     bad = np.zeros((5, NY, NX), bool)
     bad[2, 3, 3] = bad[:, 5, 5] = True
@@ -315,7 +320,7 @@ def test_saturated_and_dead_pixels_are_masked(tmp_path):
     assert len(update.meta["warnings"]) == 2
 
 
-def in_events(run, dtype=np.float32):
+def in_events(run, dtype: Any = np.float32):
     """The same run with the frames inside its events."""
     documents = []
     for stream in run.order:
@@ -410,7 +415,9 @@ def test_a_start_document_without_energies(tmp_path, energies):
 
 def test_the_standards_of_the_profile_come_with_the_stack(tmp_path):
     run = Stack(tmp_path)
-    profile = BeamlineProfile(**SHIPPED.model_dump(mode="json"), folder=SHIPPED.folder)
+    profile = BeamlineProfile.model_validate(
+        SHIPPED.model_dump(mode="json") | {"folder": SHIPPED.folder}
+    )
     update = final(run.assemble(profile=profile))
     names = [reference["name"] for reference in update.meta["references"]]
     assert len(names) >= 2

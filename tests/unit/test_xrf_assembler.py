@@ -4,6 +4,7 @@ import json
 import random
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,7 +25,7 @@ PROFILE = load_profile("sim_xrf")
 def from_spectra(**elements) -> BeamlineProfile:
     content = PROFILE.model_dump(mode="json")
     content["xrf"]["elements"] |= {"source": "spectrum", "lines": list(ELEMENTS)} | elements
-    return BeamlineProfile(**content)
+    return BeamlineProfile.model_validate(content)
 
 
 def start_md(rows, cols, snaking, **extra):
@@ -81,8 +82,8 @@ class StepRun:
         **md,
     ):
         self.rng = np.random.default_rng(rows * 100 + cols)
-        self.bundle = compose_run(metadata=start_md(rows, cols, snaking, **md))
-        self.start = self.bundle.start_doc
+        self.bundle: Any = compose_run(metadata=start_md(rows, cols, snaking, **md))
+        self.start: dict[str, Any] = self.bundle.start_doc
         self.geometry = ScanGeometry.from_start(self.start)
         self.stream = self.bundle.compose_descriptor(
             name="primary",
@@ -100,11 +101,14 @@ class StepRun:
         self.units = units
         self.events = [self._event(seq) for seq in range(1, size + 1)]
 
-    def _event(self, seq):
+    def _event(self, seq) -> Any:
         row, col = self.geometry.pixel_of(seq)
         slow, fast = self.geometry.position_of(row, col)
         pixel = row * self.geometry.shape[1] + col
-        data = {"sample_y": slow, "sample_x": fast * (1e-3 if self.units == "mm" else 1)}
+        data: dict[str, Any] = {
+            "sample_y": slow,
+            "sample_x": fast * (1e-3 if self.units == "mm" else 1),
+        }
         data["sclr_i0"] = self.i0[pixel]
         for c in range(len(self.counts)):
             data[f"xs_channel{c + 1:02d}_live_time"] = float(self.live[c, pixel])
@@ -473,7 +477,7 @@ def test_readbacks_in_other_units_are_converted():
         "dtype": "number", "shape": [], "source": "sim", "units": "mm"
     }  # fmt: skip
     run.events = [changed(doc, encoder=doc["data"]["sample_x"] / 1000) for doc in run.events]
-    update = final(run.assemble(profile=BeamlineProfile(**content)))
+    update = final(run.assemble(profile=BeamlineProfile.model_validate(content)))
     np.testing.assert_allclose(update.arrays["position"], run.geometry.positions(), atol=1e-9)
     assert update.meta["warnings"] == []
 
@@ -495,7 +499,7 @@ def test_snapshots_come_every_few_rows_with_a_steady_scale():
     content = PROFILE.model_dump(mode="json")
     content["method"]["snapshot_rows"] = 2
     run = StepRun(7, 3)
-    assembler = run.open(BeamlineProfile(**content))
+    assembler = run.open(BeamlineProfile.model_validate(content))
     assembler("descriptor", run.descriptor)
     seen = []
     first = np.zeros(0)
@@ -517,7 +521,9 @@ def test_snapshots_come_every_few_rows_with_a_steady_scale():
 def test_no_snapshots_when_none_are_wanted():
     content = PROFILE.model_dump(mode="json")
     content["method"]["snapshot_rows"] = 0
-    assert [u.kind for u in StepRun(5, 3).assemble(profile=BeamlineProfile(**content))] == ["final"]
+    assert [
+        u.kind for u in StepRun(5, 3).assemble(profile=BeamlineProfile.model_validate(content))
+    ] == ["final"]
 
 
 def test_lines_above_the_incident_energy_are_refused():
@@ -548,7 +554,7 @@ def test_selected_channels_and_lines():
     content["xrf"]["channels"] = [2]
     content["xrf"]["elements"]["lines"] = ["Zn_K", "Ca_K"]
     run = StepRun()
-    update = final(run.assemble(profile=BeamlineProfile(**content)))
+    update = final(run.assemble(profile=BeamlineProfile.model_validate(content)))
     assert (update.meta["channels"], update.meta["elements"]) == ([2], ["Zn_K", "Ca_K"])
     np.testing.assert_array_equal(update.arrays["counts"].reshape(1, 2, -1), run.counts[1:, [2, 0]])
 
@@ -579,7 +585,7 @@ def test_a_profile_that_names_a_line_outside_the_spectrum():
     content["xrf"]["elements"]["lines"] = ["Zn_K"]
     content["xrf"]["elements"]["energy_per_bin_ev"] = 5.0
     run = StepRun(spectra=True)
-    update = run.assemble([], profile=BeamlineProfile(**content))[-1]
+    update = run.assemble([], profile=BeamlineProfile.model_validate(content))[-1]
     assert update.kind == "rejected"
     assert "outside the spectrum" in update.meta["reason"]
 
@@ -610,8 +616,8 @@ class FlyRun:
         rng = np.random.default_rng(rows + cols)
         md = start_md(rows, cols, snaking)
         md["scan"] = md["scan"] | {"type": "XRF_FLY"}
-        self.bundle = compose_run(metadata=md)
-        self.start = self.bundle.start_doc
+        self.bundle: Any = compose_run(metadata=md)
+        self.start: dict[str, Any] = self.bundle.start_doc
         self.geometry = ScanGeometry.from_start(self.start)
         n = rows * cols
         position = self.geometry.positions().reshape(2, -1)
@@ -679,9 +685,10 @@ class FlyRun:
             def write(rows):
                 n = rows * self.geometry.shape[1]
                 for key, value in self.values.items():
-                    file[f"entry/{key}"].resize(n, 0)
-                    file[f"entry/{key}"][:] = value[:n]
-                    file[f"entry/{key}"].flush()
+                    dataset: Any = file[f"entry/{key}"]
+                    dataset.resize(n, 0)
+                    dataset[:] = value[:n]
+                    dataset.flush()
 
             yield write
 
@@ -744,6 +751,7 @@ def test_fly_and_step_of_the_same_counts_agree(tmp_path):
     fly.write()
     step = StepRun(3, 4, spectra=True)
     pixels = step.geometry.flat_pixels(1, 13)
+    assert step.spectra is not None
     step.spectra[:, :, pixels] = fly.values["xs_fluor"].transpose(1, 2, 0)
     step.live[:, pixels] = fly.values["xs_live_time"].T
     step.i0[pixels] = fly.values["sclr_i0"]
@@ -801,7 +809,8 @@ def test_a_key_that_is_missing_for_a_row_masks_the_row(tmp_path):
     run.write()
     with h5py.File(run.path, "a") as file:
         # Rows that only some of the keys have are not measured.
-        file["entry/sclr_i0"].resize(15, 0)
+        dataset: Any = file["entry/sclr_i0"]
+        dataset.resize(15, 0)
     documents = [d for d in run.documents() if d[1] is not run.datums[-3]]
     profile = PROFILE.model_copy(update={"read_deadline": 0.0})
     update = final(run.assemble(documents, profile))
@@ -814,7 +823,7 @@ def test_fly_snapshots_wait_for_every_key(tmp_path):
     content["method"]["snapshot_rows"] = 1
     run = FlyRun(tmp_path)
     run.write()
-    updates = run.assemble(profile=BeamlineProfile(**content))
+    updates = run.assemble(profile=BeamlineProfile.model_validate(content))
     assert [(u.kind, u.meta["rows_done"]) for u in updates[:-1]] == [
         ("snapshot", n) for n in (1, 2, 3)
     ]
