@@ -164,6 +164,7 @@ def name_dims(arrays: Sequence[StoredArray]) -> list[StoredArray]:
             name = _DIMS.get(dim, dim)
             if lengths.setdefault(name, length) != length or name in dims:
                 name = f"{name}_{array.name}"
+                name += f"_{dims.count(name) + 1}" if name in dims else ""
                 lengths[name] = length
             dims.append(name)
         named.append(

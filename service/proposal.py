@@ -1,0 +1,134 @@
+"""What a rescan proposal is made of: regions with their scans, costs, and refusals that name their rule."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from inscan.callbacks.geometry import RegionOfInterest
+
+Mode = Literal["off", "suggest", "approve", "auto"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a region, or a whole rescan, is not proposed.
+
+    Attributes
+    ----------
+    rule : str
+        Key of the profile's `rescan` section, or `verdict`, `regions`, `overlap`, `units`, `state_changed`, `expired`.
+    text : str
+        The sentence for people.
+    limit, value : float or None
+        What is allowed and what would have been, in `units`.
+    region : str
+        Label of the region, empty for the whole proposal.
+    """
+
+    rule: str
+    text: str
+    limit: float | None = None
+    value: float | None = None
+    units: str = ""
+    region: str = ""
+
+
+@dataclass(frozen=True)
+class FineRegion:
+    """A region with the scan that would measure it.
+
+    Attributes
+    ----------
+    region : RegionOfInterest
+    shape : (int, int)
+        Rows and columns.
+    extents : ((float, float), (float, float))
+        Centres of the first and last pixel, slow axis first, in motor units.
+    time_s : float
+        Predicted duration.
+    area_um2 : float
+    """
+
+    region: RegionOfInterest
+    shape: tuple[int, int]
+    extents: tuple[tuple[float, float], tuple[float, float]]
+    time_s: float
+    area_um2: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The region's own mapping, and the scan beside it."""
+        return {
+            **self.region.to_dict(),
+            "shape": list(self.shape),
+            "extents": [list(axis) for axis in self.extents],
+            "time_s": self.time_s,
+            "area_um2": self.area_um2,
+        }
+
+
+@dataclass(frozen=True)
+class RescanProposal:
+    """Regions, how they would be measured, what that costs, and whether it may be done.
+
+    Attributes
+    ----------
+    state : str
+        `suggested`, `approved` (mode auto) or `refused`; see `inscan.service.rescan_states` for what follows.
+    step : (float, float)
+        Slow and fast step, in motor units.
+    dwell : float
+        Seconds per pixel.
+    dose : float
+        Exposure per area relative to the survey's.
+    dropped : tuple of Refusal
+        Regions that were found and are not proposed.
+    context : mapping
+        State of the beamline in the survey's start document.
+    """
+
+    id: str
+    run_uid: str
+    result_uid: str
+    mode: Mode
+    state: str
+    reason: str
+    regions: tuple[FineRegion, ...] = ()
+    dropped: tuple[Refusal, ...] = ()
+    motors: tuple[str, str] = ("", "")
+    units: tuple[str, str] = ("", "")
+    step: tuple[float, float] = (0.0, 0.0)
+    dwell: float = 0.0
+    dose: float = 0.0
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def time_s(self) -> float:
+        """Predicted duration of all regions, in seconds."""
+        return sum(region.time_s for region in self.regions)
+
+    @property
+    def area_um2(self) -> float:
+        """Area of all regions, in um^2."""
+        return sum(region.area_um2 for region in self.regions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the journal, the command line and plans get: JSON-able, `who` is inscan."""
+        return {
+            "id": self.id,
+            "run_uid": self.run_uid,
+            "result_uid": self.result_uid,
+            "mode": self.mode,
+            "state": self.state,
+            "who": "inscan",
+            "reason": self.reason,
+            "regions": [region.to_dict() for region in self.regions],
+            "dropped": [asdict(refusal) for refusal in self.dropped],
+            "motors": list(self.motors),
+            "units": list(self.units),
+            "step": list(self.step),
+            "dwell": self.dwell,
+            "dose": self.dose,
+            "time_s": self.time_s,
+            "area_um2": self.area_um2,
+            "context": dict(self.context),
+        }
