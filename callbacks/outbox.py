@@ -6,6 +6,7 @@ message may be lost, repeated or late: the next SYNC puts both sides right.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 WINDOW_DOCUMENTS = 64
 WINDOW_BYTES = 32 * 10**6
 SYNC_INTERVAL = 2.0  # seconds before an unanswered SYNC is repeated
+STALL = 10.0  # seconds without an acknowledgement before asking what happened
 RELEASE_INTERVAL = 5.0  # seconds between questions whether a sent log may go
 
 Send = Callable[..., bool]
@@ -32,6 +34,7 @@ class _Entry:
     acked: int = 0
     synced: bool = False  # the service has said from where it wants documents
     asked_at: float = -1e9
+    moved_at: float = 0.0
     end: int | None = None  # damaged files end early
     window: deque[tuple[int, int]] = field(default_factory=deque)  # (next offset, bytes)
 
@@ -41,9 +44,11 @@ class _Entry:
         end = self.log.size if self.end is None else self.end
         return not self.log.live and self.synced and self.acked >= end
 
-    def rewind(self, offset: int) -> None:
-        self.sent = self.acked = offset
+    def rewind(self, offset: int, placed: int) -> None:
+        self.sent, self.acked = offset, placed
         self.window.clear()
+        if offset > placed:  # waiting at the service
+            self.window.append((offset, offset - placed))
         self.synced = True
 
 
@@ -99,16 +104,19 @@ class Outbox:
         if entry is None:
             return
         if not entry.synced:
-            entry.rewind(offset)
+            entry.rewind(offset, offset)
             return
+        entry.moved_at = time.monotonic()
         entry.acked = max(entry.acked, offset)
         while entry.window and entry.window[0][0] <= offset:
             entry.window.popleft()
 
-    def resume(self, run_uid: str, offset: int) -> None:
-        """The service wants everything from ``offset`` on (again)."""
-        if run_uid in self._entries:
-            self._entries[run_uid].rewind(offset)
+    def resume(self, run_uid: str, offset: int, placed: int) -> None:
+        """The service has placed everything before ``placed`` and wants what is from ``offset``."""
+        entry = self._entries.get(run_uid)
+        if entry is not None:
+            entry.rewind(offset, placed)
+            entry.moved_at = time.monotonic()
 
     def release(self, run_uid: str) -> None:
         """The service needs the log no more: delete it."""
@@ -128,7 +136,8 @@ class Outbox:
             Monotonic seconds.
         """
         for entry in self._entries.values():
-            if not entry.synced and now - entry.asked_at > SYNC_INTERVAL:
+            stalled = entry.window and now - max(entry.moved_at, entry.asked_at) > STALL
+            if (not entry.synced and now - entry.asked_at > SYNC_INTERVAL) or stalled:
                 if not self._ask(entry, send, now):
                     return
         documents = sum(len(entry.window) for entry in self._entries.values())
@@ -147,6 +156,8 @@ class Outbox:
                     continue
                 if not send("DOC", message.header, message.payload):
                     return
+                if not entry.window:
+                    entry.moved_at = now
                 entry.sent = message.header["next"]
                 entry.window.append((entry.sent, len(message.payload)))
                 documents += 1

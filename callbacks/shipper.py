@@ -316,11 +316,12 @@ class Shipper(threading.Thread):
         try:
             match message.kind:
                 case "WELCOME":
-                    self._welcome(str(header["boot"]))
+                    self._welcome(str(header["boot"]), bool(header["known"]))
                 case "ACK":
                     self.outbox.acknowledge(header["run"], int(header["offset"]))
                 case "RESUME":
-                    self.outbox.resume(header["run"], int(header["offset"]))
+                    offset, placed = int(header["offset"]), int(header["placed"])
+                    self.outbox.resume(header["run"], offset, placed)
                 case "RELEASE":
                     self.outbox.release(header["run"])
                 case "OUTCOME":
@@ -336,7 +337,11 @@ class Shipper(threading.Thread):
         except (KeyError, TypeError, ValueError, IndexError) as error:
             logger.warning("inscan: malformed %s from the service: %r", message.kind, error)
 
-    def _welcome(self, boot: str) -> None:
+    def _welcome(self, boot: str, known: bool) -> None:
+        if not known:  # the line was cut and is back; what was under way is lost
+            self.connected = False
+            self._hello()
+            return
         if self.connected and boot == self._boot:
             return
         logger.info("inscan: connected to the service")

@@ -5,15 +5,15 @@ files are slow holds up no other. A client may delete its log (RELEASE) only aft
 finals are durable; until then a new service asks for everything again.
 """
 
+import contextlib
 import logging
 import os
 import threading
 import time
 import uuid
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -30,31 +30,20 @@ from inscan.callbacks.wire import (
     pack,
     unpack,
 )
+from inscan.service.clients import Client, Clients, Recent
 from inscan.service.intake import RunIntake, Uses
 from inscan.service.mailbox import Mailbox, Outcome, SnapshotDone
+from inscan.service.sockets import bind_router
 
 logger = logging.getLogger(__name__)
 
 _POLL_MS = 500  # between looks at clocks
 _RESUME_INTERVAL = 1.0  # a RESUME is not repeated for each of the documents under way
 _MAX_RUNS = 256
-_MAX_CLIENTS = 1024
 _FINISHED = 10_000  # run uids remembered as over
 _MAX_REQUEST = 4 * 2**20
 _THREADS = 4
-
-
-class AddressInUseError(OSError):
-    """Another program listens at the address."""
-
-
-@dataclass
-class _Client:
-    name: str = ""
-    host_id: str = ""
-    pid: int = 0
-    seen: float = 0.0
-    watches: set[str] = field(default_factory=set)
+_BATCH = 256  # messages between looks at mail, runs and clocks
 
 
 class Ingest:
@@ -114,10 +103,9 @@ class Ingest:
         self._incomplete_after = incomplete_after
         self._retry_after = retry_after
         self._runs: dict[str, RunIntake] = {}
-        self._clients: OrderedDict[bytes, _Client] = OrderedDict()
-        self._finished: OrderedDict[str, None] = OrderedDict()
-        begun = time.monotonic()
-        self._orphans = dict.fromkeys(unfinished, begun)
+        self._clients = Clients()
+        self._finished = Recent(_FINISHED)
+        self._orphans = dict.fromkeys(unfinished, time.monotonic())
         self._context: zmq.Context | None = None
         self._socket: zmq.Socket | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -135,35 +123,18 @@ class Ingest:
 
         Raises
         ------
-        AddressInUseError
-            If somebody listens there already.
-        ValueError
-            If it is no address of this machine.
+        OSError
+            If somebody listens there already, or it is no address of this machine.
         """
         self._context = zmq.Context()
-        sock = self._context.socket(zmq.ROUTER)
-        sock.setsockopt(zmq.LINGER, 0)
-        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        sock.setsockopt(zmq.SNDHWM, 1000)
-        sock.setsockopt(zmq.RCVHWM, 256)
-        sock.setsockopt(zmq.MAXMSGSIZE, MAX_DOCUMENT_BYTES + 2**20)
-        sock.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10000)
         try:
-            sock.bind(self._address)
-        except zmq.ZMQError as error:
-            sock.close(linger=0)
+            self._socket, address = bind_router(
+                self._context, self._address, "ingest", max_message=MAX_DOCUMENT_BYTES + 2**20
+            )
+        except OSError:
             self._context.term()
-            self._context = None
-            if error.errno == zmq.EADDRINUSE:
-                raise AddressInUseError(
-                    error.errno,
-                    f"{self._address} is in use: another inscan runs there (`inscan status`), or "
-                    f"another program does; stop it or set `ingest` to another port (0: any)",
-                ) from error
-            raise ValueError(f"cannot listen at {self._address}: {error}") from error
-        self._socket = sock
-        return sock.getsockopt_string(zmq.LAST_ENDPOINT)
+            raise
+        return address
 
     def start(self) -> None:
         """Start the thread; `bind` first."""
@@ -172,13 +143,7 @@ class Ingest:
         self._thread.start()
 
     def stop(self, timeout: float = 30.0) -> bool:
-        """Stop taking documents, let the runs finish the one they are at, close the socket.
-
-        Returns
-        -------
-        bool
-            False if some thread is still busy after ``timeout`` seconds.
-        """
+        """Take no more documents, finish those at hand, close; False if that takes longer."""
         self._stopping.set()
         os.eventfd_write(self._wake, 1)
         if self._thread.ident is None:
@@ -188,7 +153,6 @@ class Ingest:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        assert self._socket is not None
         poller = zmq.Poller()
         for source in (self._socket, self._wake, self._mailbox.fileno()):
             poller.register(source, zmq.POLLIN)
@@ -219,22 +183,14 @@ class Ingest:
                 os.eventfd_read(self._wake)
         for item in self._mailbox.drain():
             self._mail(item)
-        for _ in range(256):
-            frames = self._receive()
-            if frames is None:
-                break
-            self._message(frames)
+        assert self._socket is not None
+        with contextlib.suppress(zmq.Again):
+            for _ in range(_BATCH):
+                self._message(self._socket.recv_multipart(zmq.NOBLOCK))
         now = time.monotonic()
         for run in list(self._runs.values()):
             self._report(run, now)
         self._watch_clocks(now)
-
-    def _receive(self) -> list[bytes] | None:
-        assert self._socket is not None
-        try:
-            return self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
 
     def _send(self, identity: bytes, kind: str, header: Mapping[str, Any], *chunks: Buffer) -> None:
         """Send if the client is there; whatever is lost is asked for again."""
@@ -259,30 +215,22 @@ class Ingest:
             self.counts["garbage"] += 1
             return
         try:
-            client = self._client(identity)
+            client = self._clients.heard(identity, time.monotonic())
             self._dispatch(identity, client, message)
             self.counts[message.kind] += 1
         except (KeyError, TypeError, ValueError, IndexError) as error:
             self.counts["garbage"] += 1
             logger.warning("malformed %s: %r", message.kind, error)
 
-    def _client(self, identity: bytes) -> _Client:
-        client = self._clients.setdefault(identity, _Client())
-        client.seen = time.monotonic()
-        self._clients.move_to_end(identity)
-        while len(self._clients) > _MAX_CLIENTS:
-            self._clients.popitem(last=False)
-        return client
-
-    def _dispatch(self, identity: bytes, client: _Client, message: Message) -> None:
+    def _dispatch(self, identity: bytes, client: Client, message: Message) -> None:
         header = message.header
         match message.kind:
             case "HELLO":
                 client.name, client.host_id = str(header["client"]), str(header["host_id"])
                 client.pid = int(header["pid"])
-                self._welcome(identity)
+                self._welcome(identity, client)
             case "PING":
-                self._welcome(identity)
+                self._welcome(identity, client)
             case "DOC":
                 (chunk,) = message.chunks
                 offset, following = int(header["offset"]), int(header["next"])
@@ -296,21 +244,17 @@ class Ingest:
             case _:
                 raise ValueError("unknown kind of message")
 
-    def _welcome(self, identity: bytes) -> None:
-        self._send(identity, "WELCOME", {"service": f"inscan {_VERSION}", "boot": self.boot})
+    def _welcome(self, identity: bytes, client: Client) -> None:
+        # A line that was cut comes back under another identity: then the client is not known, must
+        # introduce itself, and asks again for whatever went missing with the line.
+        header = {"service": f"inscan {_VERSION}", "boot": self.boot, "known": bool(client.name)}
+        self._send(identity, "WELCOME", header)
 
     def _over(self, run_uid: str) -> bool:
-        if run_uid in self._finished:
-            return True
-        if run_uid not in self._runs and self._is_closed(run_uid):
-            self._remember(run_uid)
-            return True
-        return False
-
-    def _remember(self, run_uid: str) -> None:
-        self._finished[run_uid] = None
-        while len(self._finished) > _FINISHED:
-            self._finished.popitem(last=False)
+        if run_uid not in self._finished and run_uid not in self._runs:
+            if self._is_closed(run_uid):
+                self._finished.add(run_uid)
+        return run_uid in self._finished
 
     def _document(
         self, identity: bytes, run_uid: str, offset: int, following: int, payload: bytes
@@ -321,7 +265,7 @@ class Ingest:
         run = self._runs.get(run_uid)
         if run is None:
             if offset != 0:
-                self._send(identity, "RESUME", {"run": run_uid, "offset": 0})
+                self._send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
                 return
             if len(self._runs) >= _MAX_RUNS:
                 message = f"{_MAX_RUNS} runs are open already; {run_uid} has to wait"
@@ -340,7 +284,7 @@ class Ingest:
                 now = time.monotonic()
                 if now - run.resumed_at > _RESUME_INTERVAL:
                     run.resumed_at = now
-                    header = {"run": run_uid, "offset": run.expected}
+                    header = {"run": run_uid, "offset": run.expected, "placed": run.placed}
                     self._send(identity, "RESUME", header)
 
     def _put_to_work(self, run: RunIntake) -> None:
@@ -361,20 +305,21 @@ class Ingest:
             return
         run = self._runs.get(run_uid)
         if run is None:
-            self._send(identity, "RESUME", {"run": run_uid, "offset": 0})
+            self._send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
             return
         run.client = identity
-        self._send(identity, "RESUME", {"run": run_uid, "offset": run.expected})
+        header = {"run": run_uid, "offset": run.expected, "placed": run.placed}
+        self._send(identity, "RESUME", header)
         if ended and run.idle and run.state == "open":
             run.end("the acquisition ended without a stop document")
             self._put_to_work(run)
 
-    def _watch(self, identity: bytes, client: _Client, run_uid: str) -> None:
+    def _watch(self, identity: bytes, client: Client, run_uid: str) -> None:
         outcome = self._outcome_of(run_uid)
         if outcome is not None:
             self._send(identity, "OUTCOME", {"run": run_uid}, pack(outcome))
-        elif len(client.watches) < _FINISHED:
-            client.watches.add(run_uid)
+        else:
+            self._clients.watch(client, run_uid)
 
     def _request(self, identity: bytes, header: Mapping[str, Any], message: Message) -> None:
         (chunk,) = message.chunks
@@ -392,17 +337,15 @@ class Ingest:
         match item:
             case Outcome(run_uid, payload):
                 self._publish(run_uid, "OUTCOME", {"run": run_uid}, pack(payload))
-                for client in self._clients.values():
-                    client.watches.discard(run_uid)
+                self._clients.told(run_uid)
             case SnapshotDone(run_uid, rows, path):
                 self._publish(run_uid, "SNAPSHOT", {"run": run_uid, "rows": rows, "path": path})
             case _:
                 raise TypeError(f"ingest takes no {type(item).__name__}")
 
     def _publish(self, run_uid: str, kind: str, header: Mapping[str, Any], *chunks: Buffer) -> None:
-        for identity, client in list(self._clients.items()):
-            if run_uid in client.watches:
-                self._send(identity, kind, header, *chunks)
+        for identity in list(self._clients.watching(run_uid)):
+            self._send(identity, kind, header, *chunks)
 
     def _report(self, run: RunIntake, now: float) -> None:
         """Tell the client what has become of what it sent."""
@@ -416,10 +359,10 @@ class Ingest:
             run.held_at = run.held_at or now
             if now - run.held_at > self._retry_after:
                 del self._runs[run.run_uid]
-                self._send(run.client, "RESUME", {"run": run.run_uid, "offset": 0})
+                self._send(run.client, "RESUME", {"run": run.run_uid, "offset": 0, "placed": 0})
             return
         del self._runs[run.run_uid]
-        self._remember(run.run_uid)
+        self._finished.add(run.run_uid)
         self._send(run.client, "RELEASE", {"run": run.run_uid})
         outcome = self._outcome_of(run.run_uid)
         if outcome is None and state in ("failed", "passed_by"):
@@ -429,9 +372,8 @@ class Ingest:
 
     def _watch_clocks(self, now: float) -> None:
         for run in list(self._runs.values()):
-            client = self._clients.get(run.client)
-            silent = now - client.seen if client else self._incomplete_after + 1
-            if run.state == "open" and run.idle and silent > self._incomplete_after:
+            silent = self._clients.silence(run.client, now) > self._incomplete_after
+            if run.state == "open" and run.idle and silent:
                 run.close()
                 del self._runs[run.run_uid]
                 self._incomplete(run.run_uid)
@@ -441,8 +383,8 @@ class Ingest:
                 self._incomplete(run_uid)
 
     def _incomplete(self, run_uid: str) -> None:
-        reason = f"no stop document, and no word from its client for {self._incomplete_after:g} s"
-        self._on_incomplete(run_uid, f"incomplete: {reason}")
+        silence = f"no word from its client for {self._incomplete_after:g} s"
+        self._on_incomplete(run_uid, f"incomplete: no stop document, and {silence}")
 
 
 def _uid(header: Mapping[str, Any]) -> str:

@@ -54,7 +54,8 @@ class Uses:
         the machine failed and the run is tried again later; any other exception that it cannot
         be processed.
     on_closed : callable
-        (run uid): all updates of the run have been taken. Durable when it returns.
+        (run uid): all updates of the run have been taken, none of them a rejection. Durable when it
+        returns.
     on_passed_by : callable
         (run uid, reason): not a run for inscan.
     on_failed : callable
@@ -239,10 +240,15 @@ class RunIntake:
                 gap for gap in self._gaps if gap not in update.meta.get("warnings", [])
             )
         self.uses.on_update(update)
+        if update.kind == "rejected":
+            # Whatever follows cannot change that; the rejection is recorded.
+            self.reason, self.state = str(update.meta.get("reason", "rejected")), "failed"
 
     def _finish(self, updates: list[Update], reason: str) -> None:
         for update in updates:
             self._take(update)
+        if self.state != "open":
+            return
         if not updates and reason:
             self.uses.on_failed(self.run_uid, reason)
             self.reason, self.state = reason, "failed"

@@ -47,6 +47,8 @@ class Tape:
         self.documents.append((name, dict(doc)))
         if name == "stop":
             return self._end(doc["exit_status"])
+        if name == "event" and doc["seq_num"] == self.store.reject_at:
+            return [Update("rejected", self.uid, "primary", {"reason": "no energies"}, {})]
         if name == "event" and doc["seq_num"] % 5 == 0:
             return [Update("snapshot", self.uid, "primary", {"rows": doc["seq_num"]}, {})]
         return []
@@ -78,6 +80,8 @@ class Store:
     answers: dict[str, Callable[[dict[str, Any]], Mapping[str, Any]]] = field(default_factory=dict)
     update_errors: list[Exception] = field(default_factory=list)
     """Raised one after the other by the next finals."""
+    reject_at: int = 0
+    """seq_num of the event at which assemblers reject their run."""
     closings: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
     """While not set, assemblers hang."""

@@ -187,9 +187,9 @@ def test_two_run_engines_share_a_connection(serve, link, store, wait_until):
     uids: list[str] = []
 
     def scan() -> None:
-        engine = RunEngine({}, context_managers=[])
+        engine: Any = RunEngine({}, context_managers=[])
         engine.subscribe(connection)
-        axis = SynAxis(name="axis")
+        axis: Any = SynAxis(name="axis")
         uids.extend(engine(bp.scan([axis], axis, 0, 1, 50)))
 
     threads = [threading.Thread(target=scan) for _ in range(2)]

@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ import zmq
 from inscan.callbacks import outbox
 from inscan.callbacks.request import NoServiceError, RequestRefusedError, request
 from inscan.callbacks.wire import PROTOCOL, decode_message, encode_message, pack, unpack
-from inscan.service.ingest import AddressInUseError
 from inscan.service.mailbox import Outcome, SnapshotDone
 
 Document = tuple[str, dict[str, Any]]
@@ -404,7 +405,128 @@ def test_a_request_without_a_service_says_where_it_looked(tmp_path, link):
 
 def test_a_port_in_use_is_named(serve):
     service = serve()
-    with pytest.raises(AddressInUseError, match=service.address):
+    with pytest.raises(OSError, match=f"{service.address}: another program listens there"):
         serve(service.address)
-    with pytest.raises(ValueError, match="cannot listen at tcp://no.such"):
+    with pytest.raises(OSError, match="cannot listen at tcp://no.such"):
         serve("tcp://no.such.host.invalid:5")
+
+
+class Proxy(threading.Thread):
+    """A TCP proxy whose connections can be cut, or frozen without a word."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(name="proxy")
+        host, port = target.removeprefix("tcp://").split(":")
+        self.target = (host, int(port))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.passed = 0
+        self.frozen = False
+        self.ending = False
+        self.cutting = False
+        self.start()
+
+    def run(self) -> None:
+        pairs: dict[socket.socket, socket.socket] = {}
+        while not self.ending:
+            if self.cutting:
+                self.cutting = False
+                for end in pairs:
+                    end.close()
+                pairs.clear()
+            ready, _, _ = select.select([self.listener, *pairs], [], [], 0.01)
+            for end in ready:
+                if end is self.listener:
+                    client, _ = self.listener.accept()
+                    try:
+                        server = socket.create_connection(self.target, timeout=5)
+                    except OSError:
+                        client.close()
+                        continue
+                    pairs |= {client: server, server: client}
+                elif end in pairs:
+                    self._forward(pairs, end)
+        for end in [self.listener, *pairs]:
+            end.close()
+
+    def _forward(self, pairs: dict[socket.socket, socket.socket], end: socket.socket) -> None:
+        try:
+            data = end.recv(4096)
+            if data and not self.frozen:
+                pairs[end].sendall(data)
+            self.passed += len(data)
+        except OSError:
+            data = b""
+        if not data:
+            other = pairs.pop(end)
+            pairs.pop(other, None)
+            end.close()
+            other.close()
+
+    def stop(self) -> None:
+        self.ending = True
+        self.join()
+
+
+@pytest.fixture
+def proxy():
+    started: list[Proxy] = []
+
+    def start(target: str) -> Proxy:
+        started.append(Proxy(target))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+def test_a_run_survives_a_line_that_is_cut_again_and_again(serve, link, store, proxy, wait_until):
+    service = serve()
+    line = proxy(service.address)
+    connection = link(line.address)
+    docs = run_documents(400, size=40)
+    whole = sum(len(pack(doc)) for _, doc in docs)
+    send(connection, docs[:-1])
+    for cut in range(1, 6):
+        # Somewhere inside a frame, whatever happens to be under way.
+        wait_until(lambda cut=cut: line.passed > cut * whole // 8)
+        line.cutting = True
+    send(connection, docs[-1:])
+    wait_until(lambda: uid(docs) in store.closed)
+    assert received(store, docs) == as_received(docs)
+    assert len(store.tapes) == 1 and len(store.finals(uid(docs))) == 1
+
+
+def test_a_line_that_swallows_everything_is_noticed_and_left(
+    serve, link, store, proxy, wait_until, tmp_path
+):
+    service = serve()
+    line = proxy(service.address)
+    file = tmp_path / "service.json"
+    file.write_text(json.dumps({"ingest": line.address}))
+    connection = link()
+    docs = run_documents(50)
+    send(connection, docs[:20])
+    wait_until(lambda: store.tapes and len(store.tapes[0].documents) == 20)
+    line.frozen = True
+    send(connection, docs[20:])
+    wait_until(lambda: not connection.connected)
+    file.write_text(json.dumps({"ingest": service.address}))
+    wait_until(lambda: uid(docs) in store.closed)
+    assert received(store, docs) == as_received(docs)
+
+
+def test_a_rejected_run_is_released_at_once_and_not_closed(
+    serve, link, store, tmp_path, wait_until
+):
+    connection = link(serve().address)
+    store.reject_at = 3
+    docs = run_documents(10)
+    future = connection.future(uid(docs))
+    send(connection, docs[:6])
+    wait_until(lambda: logs(tmp_path) == [])
+    send(connection, docs[6:])
+    assert future.result(30)["status"] == "failed" and future.result()["reason"] == "no energies"
+    assert store.closed == set() and [u.kind for u in store.updates] == ["rejected"]
+    assert connection.close()
