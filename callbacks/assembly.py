@@ -6,19 +6,24 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from event_model import unpack_event_page
+from event_model import unpack_datum_page, unpack_event_page
 
-from inscan.callbacks.external import DetectorFiles, FileRefused, NotReadable, Rows
 from inscan.callbacks.profile import BeamlineProfile, matches
+from inscan.callbacks.run_files import RunFiles
+from inscan.callbacks.target import Target
 from inscan.callbacks.txm import EnergyStack
-from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update, in_memory
+from inscan.callbacks.updates import (
+    MALFORMED,
+    Allocate,
+    Notes,
+    NotUnderstood,
+    Update,
+    in_memory,
+)
 from inscan.callbacks.xrf import XRFMap
 
 __all__ = [
@@ -30,68 +35,23 @@ __all__ = [
     "open_assembler",
 ]
 
-# What documents of the wrong make raise; anything else is a defect of ours and must be heard.
-_MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 # Documents that may wait for their descriptor or resource before they are given up.
 _MOST_WAITING = 100_000
-_RETRY_S = 0.02
-
-
-class Target(Protocol):
-    """What a run's data become."""
-
-    def wants(self, stream: str) -> bool:
-        """Return whether the stream holds any of the data."""
-        ...
-
-    def describe(self, stream: str, descriptor: Mapping[str, Any]) -> None:
-        """Learn what the stream's keys are; NotUnderstood when they cannot be used."""
-        ...
-
-    def external_shape(self, stream: str, data_key: str) -> tuple[int, ...] | None:
-        """Return the shape of one row of a key that is read from files, None when it is not."""
-        ...
-
-    def event(self, stream: str, seq_num: int, taken: float, data: Mapping[str, Any]) -> None:
-        """Place one event; ValueError, KeyError or TypeError when it does not fit."""
-        ...
-
-    def rows(self, stream: str, data_key: str, first_seq: int, block: np.ndarray) -> None:
-        """Place rows (n, *shape) of one data key."""
-        ...
-
-    def snapshot_due(self) -> bool:
-        """Return, once, whether another step of rows is complete."""
-        ...
-
-    def update(self, final: tuple[str, str] | None) -> Update:
-        """Return a snapshot, or with (exit_status, reason) the final."""
-        ...
-
-    def rejected(self, reason: str) -> Update:
-        """Return why nothing can be computed."""
-        ...
 
 
 class RunAssembler:
     """Router of one run's documents; see `open_assembler`."""
 
-    def __init__(
-        self, run_uid: str, target: Target, files: DetectorFiles, notes: Notes, deadline_s: float
-    ) -> None:
+    def __init__(self, run_uid: str, target: Target, files: RunFiles, notes: Notes) -> None:
         self.run_uid = run_uid
         self.late_documents = 0
         self._target = target
         self._files = files
         self._notes = notes
-        self._deadline_s = deadline_s
         self._ended = False
         self._streams: dict[str, str] = {}
         self._waiting: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
         self._n_waiting = 0
-        self._unread: list[tuple[str, Rows]] = []
-        self._announced: dict[str, Rows] = {}
-        self._refused: set[str] = set()
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> list[Update]:
         """Place one document; return the updates that it completes.
@@ -108,7 +68,7 @@ class RunAssembler:
             self._place(name, doc)
         except NotUnderstood as error:
             return self._end(self._target.rejected(str(error)))
-        except _MALFORMED as error:
+        except MALFORMED as error:
             self._notes.add(f"{name} documents left out", f"{type(error).__name__}: {error}")
         if self._target.snapshot_due():
             return [self._target.update(None)]
@@ -131,20 +91,25 @@ class RunAssembler:
             if stream is None:
                 self._wait(doc["descriptor"], name, doc)
             elif self._target.wants(stream):
-                self._target.event(stream, doc["seq_num"], doc["time"], doc["data"])
+                self._files.event(stream, doc)
         elif name == "event_page":
             for event in unpack_event_page(doc):  # type: ignore[arg-type]
                 self._one("event", event)
         elif name == "descriptor":
             self._describe(doc)
-        elif name == "stream_resource":
-            self._resource(doc)
         elif name == "stream_datum":
             self._datum(doc)
+        elif name in ("stream_resource", "resource", "datum"):
+            self._files.add(name, doc)
+            if name == "stream_resource":
+                self._release(doc["uid"])
+        elif name == "datum_page":
+            for datum in unpack_datum_page(doc):  # type: ignore[arg-type]
+                self._files.add("datum", datum)
         elif name == "start":
             if doc.get("uid") != self.run_uid:
                 self._notes.add("documents of another run left out", str(doc.get("uid")))
-        elif name not in ("resource", "datum", "datum_page"):
+        else:
             self._notes.add("documents of unknown kind left out", repr(name)[:40])
 
     def _one(self, name: str, doc: Mapping[str, Any]) -> None:
@@ -153,7 +118,7 @@ class RunAssembler:
             self._place(name, doc)
         except NotUnderstood:
             raise
-        except _MALFORMED as error:
+        except MALFORMED as error:
             self._notes.add(f"{name} documents left out", f"{type(error).__name__}: {error}")
 
     def _describe(self, doc: Mapping[str, Any]) -> None:
@@ -168,33 +133,14 @@ class RunAssembler:
         self._streams[uid] = stream
         self._release(uid)
 
-    def _resource(self, doc: Mapping[str, Any]) -> None:
-        uid = doc["uid"]
-        if uid in self._files or uid in self._refused:
-            return
-        try:
-            self._files.add(doc)
-        except FileRefused as error:
-            self._refused.add(uid)
-            self._notes.add("detector files that are not read", str(error))
-        self._release(uid)
-
     def _datum(self, doc: Mapping[str, Any]) -> None:
         resource, descriptor = doc["stream_resource"], doc["descriptor"]
-        if resource in self._refused:
-            return
-        for needed, known in ((resource, self._files), (descriptor, self._streams)):
-            if needed not in known:
-                self._wait(needed, "stream_datum", doc)
-                return
-        rows = self._files.rows(doc)
-        before = self._announced.get(resource)
-        if before is None or rows.stop > before.stop:
-            self._announced[resource] = rows
-        stream = self._streams[descriptor]
-        if self._target.wants(stream):
-            self._unread.append((stream, rows))
-            self._read(time.monotonic())
+        if not self._files.knows(resource):
+            self._wait(resource, "stream_datum", doc)
+        elif descriptor not in self._streams:
+            self._wait(descriptor, "stream_datum", doc)
+        elif self._target.wants(self._streams[descriptor]):
+            self._files.announce(self._streams[descriptor], doc)
 
     def _wait(self, needed: str, name: str, doc: Mapping[str, Any]) -> None:
         if self._n_waiting >= _MOST_WAITING:
@@ -209,27 +155,6 @@ class RunAssembler:
         for name, doc in waiting:
             self._one(name, doc)
 
-    def _read(self, deadline: float) -> None:
-        """Read what was announced; try again until the deadline (monotonic s) what is not there."""
-        while True:
-            unread = []
-            for stream, rows in self._unread:
-                shape = self._target.external_shape(stream, rows.data_key)
-                if shape is None:
-                    continue
-                try:
-                    for first_seq, block in self._files.read(rows, shape):
-                        self._target.rows(stream, rows.data_key, first_seq, block)
-                except NotReadable:
-                    unread.append((stream, rows))
-                except _MALFORMED as error:
-                    self._notes.add("rows of detector files left out", str(error))
-            self._unread = unread
-            if not unread or time.monotonic() >= deadline:
-                return
-            # Nobody tells a reader that a file on a network disk has become readable: look again.
-            threading.Event().wait(_RETRY_S)
-
     def _stop(self, doc: Mapping[str, Any]) -> list[Update]:
         # A Tiled server ends a run without stop with an empty one.
         if doc.get("run_start", self.run_uid) != self.run_uid:
@@ -237,40 +162,12 @@ class RunAssembler:
             return []
         status = str(doc.get("exit_status") or "incomplete")
         if status == "success":
-            self._take_unannounced()
+            wanted = {uid: s for uid, s in self._streams.items() if self._target.wants(s)}
+            self._files.announce_rest(wanted)
         return self._final(status, str(doc.get("reason") or ""))
 
-    def _take_unannounced(self) -> None:
-        """Announce rows that a successful run wrote but whose stream_datum has not come (yet).
-
-        A Tiled server replays them in another order, a network may lose them; the file has them.
-        """
-        for resource in self._files.resources():
-            known = self._announced.get(resource)
-            key = self._files.data_key(resource)
-            streams = {uid: s for uid, s in self._streams.items() if self._target.wants(s)}
-            for uid, stream in streams.items():
-                shape = self._target.external_shape(stream, key)
-                if shape is None or (known is not None and known.descriptor != uid):
-                    continue
-                try:
-                    length = self._files.grown_length(resource, shape)
-                except (NotReadable, FileRefused):
-                    continue
-                start = known.stop if known else 0
-                first = known.first_seq + known.stop - known.start if known else 1
-                if length > start:
-                    self._unread.append((stream, Rows(resource, uid, key, start, length, first)))
-                    self._notes.add("rows found in the file that no document announced", key)
-                break
-
     def _final(self, exit_status: str, reason: str) -> list[Update]:
-        self._read(time.monotonic() + self._deadline_s)
-        for stream, rows in self._unread:
-            self._notes.add(
-                "announced rows could not be read",
-                f"{stream} {rows.data_key} {rows.start}:{rows.stop} after {self._deadline_s} s",
-            )
+        self._files.finish()
         if self._n_waiting:
             self._notes.add("documents without descriptor or resource", times=self._n_waiting)
         return self._end(self._target.update((exit_status, reason)))
@@ -315,7 +212,7 @@ def open_assembler(
         target = (XRFMap if profile.technique == "xrf" else EnergyStack)(
             start, profile, allocate, notes
         )
-        files = DetectorFiles((*profile.data_roots, *data_roots))
-        return RunAssembler(uid, target, files, notes, profile.read_deadline)
+        files = RunFiles(profile, tuple(data_roots), target, notes)
+        return RunAssembler(uid, target, files, notes)
     names = ", ".join(profile.name for profile in profiles) or "none is loaded"
     raise NotUnderstood(f"run {uid[:8]} matches no profile ({names})")

@@ -152,6 +152,55 @@ class DetectorFiles:
                 raise NotReadable(f"{dataset.file.filename}: {error}") from error
             yield rows.first_seq + start - rows.start, block.reshape(stop - start, *shape)
 
+    def value(
+        self, resource: str, index: int | None, channel: int | None, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        """Read one value.
+
+        Parameters
+        ----------
+        resource
+            Uid of its resource.
+        index
+            Which row, from 0; None: the whole dataset.
+        channel
+            Which entry of the second axis, from 1; None: there is no such axis.
+        shape
+            Declared shape.
+
+        Raises
+        ------
+        NotReadable, FileRefused
+            As `read`.
+        """
+        doc = self._resources[resource]
+        try:
+            dataset = self._dataset(doc)
+            inner = dataset.shape if index is None else dataset.shape[1:]
+            if index is None or channel is not None:
+                per_row = 1
+                if (inner if channel is None else inner[1:]) != shape:
+                    raise FileRefused(
+                        f"{doc['uri']} holds {inner}, the descriptor declares {shape}"
+                    )
+            else:
+                per_row = self._per_row(dataset, shape, doc["data_key"])
+            if index is None:
+                return dataset[()]
+            if index < 0 or (channel is not None and not 1 <= channel <= inner[0]):
+                raise FileRefused(f"{doc['uri']}: no index {index}, channel {channel} in {inner}")
+            if len(dataset) < (index + 1) * per_row:
+                raise NotReadable(
+                    f"{doc['uri']} has {len(dataset) // per_row} rows, not {index + 1}"
+                )
+            if channel is not None:
+                return dataset[index, channel - 1]
+            return dataset[index * per_row : (index + 1) * per_row].reshape(shape)
+        except OSError as error:
+            raise NotReadable(f"{doc['uri']}: {error}") from error
+        finally:
+            self._drop_unless_swmr(doc)
+
     def grown_length(self, resource: str, shape: tuple[int, ...]) -> int:
         """Return how many rows have been written, 0 where that cannot be known.
 

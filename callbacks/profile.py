@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 from inscan.callbacks.profile_sections import (
     TXM,
     XRF,
+    DatumFile,
     Geometry,
     Method,
     NotNegative,
@@ -63,6 +64,9 @@ class BeamlineProfile(Part):
     elsewhere are refused. Empty: only the service's."""
     read_deadline: NotNegative = 10.0
     """Time that the end of a run waits for detector files to become readable, in s. 0: none."""
+    datum_files: Mapping[str, DatumFile] = {}
+    """Layout of the files of resource and datum documents, by resource ``spec``: how beamlines
+    recorded detectors before stream_resource. Empty: such data are not read."""
     service: ServiceAddress = ServiceAddress()
     """Where the service listens."""
     geometry: Geometry = Geometry()

@@ -11,6 +11,7 @@ from inscan.callbacks.lines import EmissionLine
 from inscan.callbacks.units import convert
 
 __all__ = [
+    "DatumFile",
     "Elements",
     "Geometry",
     "Method",
@@ -40,6 +41,27 @@ class ServiceAddress(Part):
     ingest: str | None = None
     """ZeroMQ address of the service, e.g. ``tcp://127.0.0.1:5620``. null: the address that the
     running service wrote to its state folder, else the default port on this machine."""
+
+
+class DatumFile(Part):
+    """How the files of one resource ``spec`` (of resource and datum documents) are laid out."""
+
+    dataset: str | None = None
+    """Path of the dataset in the HDF5 file. null: named by ``dataset_from``."""
+    dataset_from: str | None = None
+    """Keyword of the datum that names the dataset, e.g. ``column``. null: ``dataset`` is given."""
+    index_from: str | None = None
+    """Keyword of the datum with the index, from 0, e.g. ``point_number``. null: all of it."""
+    channel_from: str | None = None
+    """Keyword of the datum with the number, from 1, on the second axis. null: no such axis."""
+
+    @model_validator(mode="after")
+    def _one_dataset(self) -> DatumFile:
+        if (self.dataset is None) == (self.dataset_from is None):
+            raise ValueError("give one of dataset and dataset_from")
+        if self.channel_from is not None and self.index_from is None:
+            raise ValueError("channel_from needs index_from")
+        return self
 
 
 class Geometry(Part):

@@ -12,7 +12,7 @@ from inscan.callbacks.lines import EmissionLine
 from inscan.callbacks.profile import BeamlineProfile, start_value
 from inscan.callbacks.run_meta import run_meta
 from inscan.callbacks.units import scale
-from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update
+from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update, from_stream
 
 __all__ = ["EnergyStack"]
 
@@ -98,7 +98,7 @@ class EnergyStack:
                 f"{txm.image} in stream {stream!r} is {size}, in an earlier one {self._arrays.size}"
             )
         self._declared[stream] = declared
-        if data_keys[txm.image].get("external"):
+        if from_stream(data_keys[txm.image]):
             self._external.add(stream)
         if txm.energy is not None and txm.energy in data_keys:
             units = data_keys[txm.energy].get("units") or txm.energies_units
@@ -111,6 +111,11 @@ class EnergyStack:
         if data_key != self._txm.image or stream not in self._external:
             return None
         return self._declared[stream]
+
+    def array_keys(self, stream: str) -> Mapping[str, tuple[int, ...]]:
+        if stream in self._external or stream not in self._declared:
+            return {}
+        return {self._txm.image: self._declared[stream]}
 
     def event(self, stream: str, seq_num: int, taken: float, data: Mapping[str, Any]) -> None:
         if self._arrays is None:

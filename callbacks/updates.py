@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Allocate", "NotUnderstood", "Notes", "Update", "in_memory"]
+__all__ = ["MALFORMED", "Allocate", "NotUnderstood", "Notes", "Update", "from_stream", "in_memory"]
 
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 """(name, shape, dtype) -> zero-initialised array: a mapped file in the service, memory offline."""
+
+
+# What documents of the wrong make raise; anything else is a defect of ours and must be heard.
+MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
 def in_memory(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Allocate in memory: what offline processing hands to `open_assembler`."""
     del name
     return np.zeros(shape, dtype)
+
+
+def from_stream(data_key: Mapping[str, Any]) -> bool:
+    """Return whether a data key's values come by stream_datum, not in events."""
+    return str(data_key.get("external") or "").upper().startswith("STREAM")
 
 
 class NotUnderstood(ValueError):

@@ -67,6 +67,7 @@ class XRFMap:
         self._snapshots = 0
         # Data keys that events carry, by role, and the last seq_num of each group of keys.
         self._readers: dict[str, Read] = {}
+        self._array_keys: dict[str, tuple[int, ...]] = {}
         self._groups: dict[str, int] = {}
         self._passed: list[int] = []
         self._required: list[int] = []
@@ -102,6 +103,9 @@ class XRFMap:
     def external_shape(self, stream: str, data_key: str) -> tuple[int, ...] | None:
         column = self._layout.columns.get(data_key) if self._layout else None
         return column.declared if column is not None and column.external else None
+
+    def array_keys(self, stream: str) -> Mapping[str, tuple[int, ...]]:
+        return self._array_keys
 
     def event(self, stream: str, seq_num: int, taken: float, data: Mapping[str, Any]) -> None:
         if self._arrays is None or stream != self._stream or not self._readers:
@@ -189,6 +193,9 @@ class XRFMap:
         for name, reason in layout.refused.items():
             self._notes.add(reason if name in reason else f"{name}: {reason}")
         self._readers = _readers(layout)
+        self._array_keys = {
+            key: c.declared for key, c in layout.columns.items() if c.shape and not c.external
+        }
         self._groups = {
             key: group
             for group, key in enumerate((k for k, c in layout.columns.items() if c.external), 1)

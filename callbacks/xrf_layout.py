@@ -10,7 +10,7 @@ from typing import Any, Literal
 from inscan.callbacks.lines import EmissionLine, excitable, line_window, overlaps
 from inscan.callbacks.profile_sections import XRF, Elements, XRFKeys
 from inscan.callbacks.units import scale
-from inscan.callbacks.updates import NotUnderstood
+from inscan.callbacks.updates import NotUnderstood, from_stream
 from inscan.callbacks.windows import SpectrumWindows, spectrum_windows
 
 __all__ = ["Column", "XRFLayout", "read_layout"]
@@ -390,4 +390,4 @@ def _column(
         shape = shape[1:]
     if len(shape) != expected:
         raise NotUnderstood(f"a key for {role} declares shape {declared}; expected {expected} axes")
-    return Column(role, shape, declared, bool(data_key.get("external")), channel, element, factor)
+    return Column(role, shape, declared, from_stream(data_key), channel, element, factor)

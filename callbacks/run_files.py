@@ -1,0 +1,196 @@
+"""What documents say about detector files of one run, and the reading of them when they are ready."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inscan.callbacks.datum_files import DatumFiles, DatumUnknown
+from inscan.callbacks.external import DetectorFiles, FileRefused, NotReadable, Rows
+from inscan.callbacks.profile import BeamlineProfile
+from inscan.callbacks.target import Target
+from inscan.callbacks.updates import MALFORMED, Notes
+
+__all__ = ["RunFiles"]
+
+# While a run goes on, files that were not ready are looked at again this often; at its end oftener.
+_RETRY_S = 0.5
+_RETRY_AT_END_S = 0.02
+
+
+class RunFiles:
+    """Rows and arrays that are announced, read, or still to be read.
+
+    Parameters
+    ----------
+    profile, data_roots
+        Where files may be, how they are laid out, and how long the end of a run waits for them.
+    target
+        Where the rows go.
+    notes
+        What people should know.
+    """
+
+    def __init__(
+        self,
+        profile: BeamlineProfile,
+        data_roots: tuple[Path, ...],
+        target: Target,
+        notes: Notes,
+    ) -> None:
+        self._files = DetectorFiles((*profile.data_roots, *data_roots))
+        self._datums = DatumFiles(self._files, profile.datum_files)
+        self._deadline_s = profile.read_deadline
+        self._target = target
+        self._notes = notes
+        self._refused: set[str] = set()
+        self._announced: dict[str, Rows] = {}
+        self._unread: list[tuple[str, Rows]] = []
+        self._unfilled: list[tuple[str, Mapping[str, Any]]] = []
+        self._retry_at = 0.0
+
+    def knows(self, resource: str) -> bool:
+        """Whether a stream_resource has come, also when it was refused."""
+        return resource in self._files or resource in self._refused
+
+    def add(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take a stream_resource, resource or datum document."""
+        try:
+            if name == "stream_resource":
+                if not self.knows(doc["uid"]):
+                    self._files.add(doc)
+            elif name == "resource":
+                self._datums.add_resource(doc)
+            else:
+                self._datums.add_datum(doc)
+                self._retry()
+        except FileRefused as error:
+            if name == "stream_resource":
+                self._refused.add(doc["uid"])
+            self._notes.add("detector files that are not read", str(error))
+
+    def announce(self, stream: str, datum: Mapping[str, Any]) -> None:
+        """Take a stream_datum whose resource is known, and read its rows if they are there."""
+        if datum["stream_resource"] in self._refused:
+            return
+        rows = self._files.rows(datum)
+        before = self._announced.get(rows.resource)
+        if before is None or rows.stop > before.stop:
+            self._announced[rows.resource] = rows
+        if not self._read(stream, rows):
+            self._unread.append((stream, rows))
+        self._retry()
+
+    def event(self, stream: str, doc: Mapping[str, Any]) -> None:
+        """Hand an event to the target, its datum ids replaced by arrays; later if need be."""
+        try:
+            data = self._filled(stream, doc["data"])
+        except (NotReadable, DatumUnknown):
+            self._unfilled.append((stream, doc))
+            return
+        self._target.event(stream, doc["seq_num"], doc["time"], data)
+
+    def announce_rest(self, streams: Mapping[str, str]) -> None:
+        """Take rows that a successful run wrote but whose stream_datum has not come (yet).
+
+        A Tiled server replays them in another order, a network may lose them; the file has them.
+
+        Parameters
+        ----------
+        streams
+            Descriptor uid -> stream, of the streams that the target wants.
+        """
+        for resource in self._files.resources():
+            key, known = self._files.data_key(resource), self._announced.get(resource)
+            for uid, stream in streams.items():
+                shape = self._target.external_shape(stream, key)
+                if shape is None or (known is not None and known.descriptor != uid):
+                    continue
+                try:
+                    length = self._files.grown_length(resource, shape)
+                except (NotReadable, FileRefused) as error:
+                    self._notes.add("detector files whose length is unknown", str(error))
+                    break
+                start = known.stop if known else 0
+                first = known.first_seq + known.stop - known.start if known else 1
+                if length > start:
+                    self._unread.append((stream, Rows(resource, uid, key, start, length, first)))
+                    self._notes.add("rows found in the file that no document announced", key)
+                break
+
+    def finish(self) -> None:
+        """Read what is left, waiting for it at most until the profile's deadline."""
+        deadline = time.monotonic() + self._deadline_s
+        while self._read_left() and time.monotonic() < deadline:
+            # Nobody tells a reader that a file on a network disk has become readable: look again.
+            threading.Event().wait(_RETRY_AT_END_S)
+        for stream, rows in self._unread:
+            self._notes.add(
+                "announced rows could not be read",
+                f"{stream} {rows.data_key} {rows.start}:{rows.stop} within {self._deadline_s} s",
+            )
+        if self._unfilled:
+            self._notes.add("events whose files could not be read", times=len(self._unfilled))
+
+    def close(self) -> None:
+        """Close every file."""
+        self._files.close()
+
+    def _retry(self) -> None:
+        if (self._unread or self._unfilled) and time.monotonic() >= self._retry_at:
+            self._read_left()
+            self._retry_at = time.monotonic() + _RETRY_S
+
+    def _read_left(self) -> bool:
+        """Try again; return whether waiting longer may help."""
+        unread, self._unread = self._unread, []
+        not_ready: set[str] = set()
+        for stream, rows in unread:
+            # What one datum of a file waits for, its later ones wait for too.
+            if rows.resource in not_ready or not self._read(stream, rows):
+                not_ready.add(rows.resource)
+                self._unread.append((stream, rows))
+        unfilled, self._unfilled = self._unfilled, []
+        late = False
+        for stream, doc in unfilled:
+            if late:
+                self._unfilled.append((stream, doc))
+                continue
+            try:
+                data = self._filled(stream, doc["data"])
+                self._target.event(stream, doc["seq_num"], doc["time"], data)
+            except DatumUnknown:
+                self._unfilled.append((stream, doc))
+            except NotReadable:
+                self._unfilled.append((stream, doc))
+                late = True
+            except MALFORMED as error:
+                self._notes.add("event documents left out", f"{type(error).__name__}: {error}")
+        return bool(self._unread) or late
+
+    def _read(self, stream: str, rows: Rows) -> bool:
+        """Read rows into the target; False when they are not there yet."""
+        shape = self._target.external_shape(stream, rows.data_key)
+        if shape is None:
+            return True
+        try:
+            for first_seq, block in self._files.read(rows, shape):
+                self._target.rows(stream, rows.data_key, first_seq, block)
+        except NotReadable:
+            return False
+        except MALFORMED as error:
+            self._notes.add("rows of detector files left out", str(error))
+        return True
+
+    def _filled(self, stream: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        found: dict[str, np.ndarray] = {}
+        for key, shape in self._target.array_keys(stream).items():
+            value = data.get(key)
+            if isinstance(value, str):
+                found[key] = self._datums.read(value, shape)
+        return {**data, **found} if found else data
