@@ -1,9 +1,4 @@
-"""Energy stacks with known chemistry at the Ni K edge.
-
-Spectra are analytic: an arctangent step, a Gaussian white line and a damped oscillation. Positions
-and widths are like those of layered nickel oxides, where the edge moves by about 2 eV per electron;
-the numbers are this project's own and no measured standard.
-"""
+"""Energy stacks with known chemistry at the Ni K edge, made of `inscan.profiles.xanes_standards`."""
 
 from __future__ import annotations
 
@@ -15,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
+
+from inscan.profiles.xanes_standards import STANDARDS, absorption
 
 __all__ = [
     "NI_EDGE_EV",
@@ -32,47 +29,23 @@ Chemistry = Literal["smooth", "fine", "random"]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Absorption of one oxidation state, edge step one, zero before the edge.
+    """Absorption of one oxidation state, edge step one, about zero before the edge.
 
     Attributes
     ----------
     name
-        ``Ni2+``.
-    step_ev, width_ev
-        Middle and half width of the arctangent step, eV.
-    line_ev, line_height, line_sigma_ev
-        Distance of the white line from the step, height and width, eV.
-    wave_height, wave_ev
-        Oscillation behind the edge: height and first period, eV.
+        A compound of `inscan.profiles.xanes_standards`.
     """
 
     name: str
-    step_ev: float
-    width_ev: float
-    line_ev: float
-    line_height: float
-    line_sigma_ev: float
-    wave_height: float
-    wave_ev: float
 
     def __call__(self, energies_ev: ArrayLike) -> np.ndarray:
         """Return the absorption at energies (eV), float64 of the same shape."""
-        x = np.asarray(energies_ev, np.float64) - self.step_ev
-        step = 0.5 + np.arctan(x / self.width_ev) / np.pi
-        line = np.exp(-0.5 * ((x - self.line_ev) / self.line_sigma_ev) ** 2)
-        # Like EXAFS: a wave in the square root of the energy above the edge, damped.
-        above = np.clip(x - 1.5 * self.line_ev, 0, None)
-        phase = 2 * np.pi * np.sqrt(above / self.wave_ev)
-        wave = -np.sin(phase) * np.exp(-above / 80.0) * (1 - np.exp(-above / 5.0))
-        return step + self.line_height * line + self.wave_height * wave
+        return absorption(self.name, np.asarray(energies_ev, np.float64))
 
 
-NI_STATES: tuple[Spectrum, ...] = (
-    Spectrum("Ni2+", 8342.6, 1.0, 6.4, 0.85, 3.0, 0.10, 22.0),
-    Spectrum("Ni3+", 8344.6, 1.1, 6.6, 0.62, 3.4, 0.08, 24.0),
-    Spectrum("Ni4+", 8346.6, 1.2, 6.8, 0.55, 3.6, 0.09, 26.0),
-)
-"""Nickel in oxidation states 2, 3 and 4."""
+NI_STATES: tuple[Spectrum, ...] = tuple(Spectrum(name) for name in STANDARDS)
+"""Nickel in oxidation states 2, 3 and 4, as in NiO, LiNiO2 and NiO2."""
 
 
 def ni_energies_ev(count: int = 61) -> np.ndarray:
