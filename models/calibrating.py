@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from inscan.models.counting import denoise_counts
+from inscan.models.counting import choose_weights, denoise_counts
 from inscan.models.infer import Denoiser
 from inscan.models.trust import CountTable, calibrate_counts
 
@@ -17,7 +17,7 @@ _FLOOR = (0.002, 0.3)
 
 
 def calibrate_denoiser(
-    denoiser: Denoiser, pool: Sequence[NDArray[np.float32]], *, seed: int = 0, tta: int = 2
+    denoiser: Denoiser, pool: Sequence[NDArray[np.float32]], *, seed: int = 0
 ) -> CountTable:
     """Compare predictions with the truth over the range of counts met in practice.
 
@@ -27,8 +27,6 @@ def calibrate_denoiser(
     pool : sequence of ndarray of float32, shape (element, row, col)
         Clean samples from other seeds than the training's.
     seed : int
-    tta : int
-        Symmetries averaged, as in use.
 
     Returns
     -------
@@ -43,7 +41,9 @@ def calibrate_denoiser(
         peak = np.exp(rng.uniform(np.log(_PEAK[0]), np.log(_PEAK[1]), shape))
         mean = peak * (floor + (1 - floor) * clean)
         counts = rng.poisson(mean).astype(np.float32)
-        prediction = denoise_counts(denoiser, counts, np.ones_like(counts), tta)
+        light = np.ones_like(counts)
+        weights = choose_weights(denoiser, counts, light, rng).weights
+        prediction = denoise_counts(denoiser, counts, light, weights)
         predicted = prediction.counts
         total = predicted.sum(axis=(1, 2), keepdims=True)
         flux = counts.sum(axis=(1, 2), keepdims=True) / np.maximum(total, 1e-9)

@@ -1,6 +1,11 @@
-"""Denoise maps of counts: stabilise, guide each element by the others, run, undo.
+"""Denoise maps of counts: stabilise, run the network, undo; each element alone and all together.
 
 All maps here are whole rectangles without gaps; `inscan.models.n2n` cuts and fills them.
+
+Two ways lead through the network. *Alone*: each element's map, exactly as the network was trained
+on low counts. *Together*: the stabilised maps are turned onto their principal axes first, where
+elements that share structure also share its counts, and turned back after; white noise stays white
+under rotation. Which is better for an element is decided on counts held out by thinning.
 """
 
 from dataclasses import dataclass
@@ -9,12 +14,31 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from inscan.models.infer import Denoiser, standard_guide
-from inscan.models.noise import anscombe, anscombe_slope, inverse_anscombe
+from inscan.models.infer import Denoiser
+from inscan.models.noise import (
+    anscombe,
+    anscombe_mean,
+    anscombe_slope,
+    anscombe_variance,
+    inverse_anscombe,
+    poisson_nll,
+    thin,
+)
 
-__all__ = ["CountPrediction", "denoise_counts", "element_guides", "network_planes"]
+__all__ = [
+    "CountPrediction",
+    "HeldOut",
+    "Planes",
+    "alone",
+    "choose_weights",
+    "denoise_counts",
+    "principal_axes",
+    "together",
+]
 
-_BLUR = 1.5  # pixels; noise of correlations falls 28-fold, structure of the maps hardly
+_BLUR = 1.5  # pixels; noise in correlations falls 28-fold, structure of the maps hardly
+_HELD = 0.2
+_WEIGHTS = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -24,30 +48,91 @@ class CountPrediction:
     Attributes
     ----------
     stabilised : ndarray of float32, shape (element, row, col)
-        Estimate on the Anscombe scale of the counts of each pixel.
+        Estimate on the Anscombe scale of the counts at the typical exposure.
     spread : ndarray of float32, shape (element, row, col)
         Predicted standard deviation of its error, same scale, not yet calibrated.
+    typical : ndarray of float32, shape (element, 1, 1)
+        Mean exposure of each element.
     """
 
     stabilised: NDArray[np.float32]
     spread: NDArray[np.float32]
+    typical: NDArray[np.float32]
 
     @property
     def counts(self) -> NDArray[np.float64]:
-        """Mean counts of each pixel at its own exposure, shape (element, row, col)."""
+        """Mean counts at the typical exposure, shape (element, row, col)."""
         return inverse_anscombe(self.stabilised)
 
     @property
+    def rate(self) -> NDArray[np.float64]:
+        """Mean counts at exposure 1, shape (element, row, col)."""
+        return self.counts / self.typical
+
+    @property
     def sigma(self) -> NDArray[np.float64]:
-        """Standard deviation of the error of `counts`, same units."""
-        return anscombe_slope(self.stabilised) * self.spread
+        """Standard deviation of the error of `rate`, same units."""
+        return anscombe_slope(self.stabilised) * self.spread / self.typical
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Network input for maps of counts, and the way back.
+
+    Attributes
+    ----------
+    planes : ndarray of float32, shape (plane, 4, row, col)
+    scale, offset : ndarray of float32, shape (plane, 1, 1)
+        Output × scale + offset is the plane's estimate.
+    basis : ndarray of float32, shape (element, plane)
+        Each element as a combination of planes.
+    typical : ndarray of float32, shape (element, 1, 1)
+        Mean exposure of each element.
+    """
+
+    planes: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    offset: NDArray[np.float32]
+    basis: NDArray[np.float32]
+    typical: NDArray[np.float32]
+
+    def finish(self, out: NDArray[np.float32]) -> CountPrediction:
+        """From the network's output (plane, 2, row, col) to the elements."""
+        estimate = np.tensordot(self.basis, out[:, 0] * self.scale + self.offset, 1)
+        variance = np.tensordot(self.basis**2, (out[:, 1] * self.scale) ** 2, 1)
+        root = np.sqrt(self.typical)
+        return CountPrediction(
+            (estimate * root).astype(np.float32),
+            (np.sqrt(variance) * root).astype(np.float32),
+            self.typical,
+        )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A trial on part of the counts, scored on the rest.
+
+    Attributes
+    ----------
+    weights : ndarray of float, shape (element,)
+        Share of *together* in the best answer for each element.
+    counts : ndarray of float32, shape (element, row, col)
+        The counts held out.
+    mean : ndarray of float64, shape (element, row, col)
+        Their mean as predicted from the rest, with the weights above.
+    """
+
+    weights: NDArray[np.float64]
+    counts: NDArray[np.float32]
+    mean: NDArray[np.float64]
 
 
 def denoise_counts(
     denoiser: Denoiser,
     counts: NDArray[np.floating],
     exposure: NDArray[np.floating],
-    tta: bool | int = True,
+    weights: NDArray[np.floating],
+    tta: bool | int = 1,
 ) -> CountPrediction:
     """Denoise every element of one place.
 
@@ -58,6 +143,8 @@ def denoise_counts(
         Poisson counts.
     exposure : ndarray of float, shape (element, row, col)
         Above 0; counts over exposure is the rate whose structure is sought.
+    weights : ndarray of float, shape (element,)
+        Share of the answer found together with the other elements, 0 to 1; see `choose_weights`.
     tta : bool or int
         As `Denoiser.run` takes it.
 
@@ -65,78 +152,130 @@ def denoise_counts(
     -------
     CountPrediction
     """
-    planes, scale = network_planes(counts, exposure)
-    out = denoiser.run(planes, tta) * scale[:, None]
-    root = np.sqrt(exposure)
+    share = np.asarray(weights, dtype=np.float32)[:, None, None]
+    answers = []
+    for needed, make in ((share.min() < 1, alone), (share.max() > 0, together)):
+        prepared = make(counts, exposure) if needed else None
+        answers.append(prepared.finish(denoiser.run(prepared.planes, tta)) if prepared else None)
+    single, joint = answers
+    if joint is None or single is None:
+        return joint or single  # pyright: ignore[reportReturnType]
+    # Both answers come from the same counts: their errors are far from independent.
     return CountPrediction(
-        (out[:, 0] * root).astype(np.float32), (out[:, 1] * root).astype(np.float32)
+        (1 - share) * single.stabilised + share * joint.stabilised,
+        (1 - share) * single.spread + share * joint.spread,
+        single.typical,
     )
 
 
-def network_planes(
-    counts: NDArray[np.floating], exposure: NDArray[np.floating]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Network input for maps of counts.
+def choose_weights(
+    denoiser: Denoiser,
+    counts: NDArray[np.floating],
+    exposure: NDArray[np.floating],
+    rng: np.random.Generator,
+) -> HeldOut:
+    """Find out on held-out counts what helps each element: the others, or being left alone.
 
     Parameters
     ----------
+    denoiser : Denoiser
     counts, exposure : ndarray of float, shape (element, row, col)
+    rng : numpy.random.Generator
+        Draws which counts are held out (a fifth of them).
 
     Returns
     -------
-    planes : ndarray of float32, shape (element, 4, row, col)
-    scale : ndarray of float32, shape (element, 1, 1)
-        Multiply the network's output by it to get stabilised counts over √exposure.
+    HeldOut
+    """
+    kept, held = thin(counts, 1 - _HELD, rng)
+    seen = exposure * (1 - _HELD)
+    options = _WEIGHTS if len(counts) > 1 else (0.0,)
+    single = denoise_counts(denoiser, kept, seen, np.zeros(len(counts)))
+    joint = single
+    if len(counts) > 1:
+        joint = denoise_counts(denoiser, kept, seen, np.ones(len(counts)))
+    means, scores = [], []
+    for share in options:
+        mixed = (1 - share) * single.stabilised + share * joint.stabilised
+        mean = inverse_anscombe(mixed) / single.typical * seen * _HELD / (1 - _HELD)
+        means.append(mean)
+        scores.append(poisson_nll(held, mean).mean(axis=(1, 2)))
+    best = np.argmin(scores, axis=0)
+    mean = np.stack([means[k][element] for element, k in enumerate(best)])
+    return HeldOut(np.array([options[k] for k in best]), held, mean)
+
+
+def alone(counts: NDArray[np.floating], exposure: NDArray[np.floating]) -> Planes:
+    """Network input for each element by itself; arguments as for `denoise_counts`."""
+    stabilised, variance, typical = _stabilise(counts, exposure, exact=False)
+    scale = _rms(stabilised)
+    planes = np.zeros((len(counts), 4, *counts.shape[1:]), dtype=np.float32)
+    planes[:, 0] = stabilised / scale
+    planes[:, 1] = np.sqrt(variance) / scale
+    basis = np.eye(len(counts), dtype=np.float32)
+    return Planes(planes, scale, np.zeros_like(scale), basis, typical)
+
+
+def together(counts: NDArray[np.floating], exposure: NDArray[np.floating]) -> Planes:
+    """Network input on the principal axes of the elements; arguments as for `denoise_counts`."""
+    stabilised, variance, typical = _stabilise(counts, exposure, exact=True)
+    basis = principal_axes(stabilised)
+    turned = np.tensordot(basis.T, stabilised, 1)
+    offset = turned.mean(axis=(1, 2), keepdims=True)
+    turned -= offset
+    sigma = np.sqrt(np.tensordot(basis.T**2, variance, 1))
+    scale = _rms(turned)
+    planes = np.zeros((len(counts), 4, *counts.shape[1:]), dtype=np.float32)
+    planes[:, 0] = turned / scale
+    planes[:, 1] = sigma / scale
+    return Planes(planes, scale, offset, basis, typical)
+
+
+def _stabilise(
+    counts: NDArray[np.floating], exposure: NDArray[np.floating], *, exact: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Stabilised rates (element, row, col), their variance, and the typical exposure.
+
+    Few counts scatter by less than 1 on the stabilised scale. Alone, the network knows that from
+    training and is told 1; together, with `exact`, it is told what to expect where.
     """
     root = np.sqrt(exposure).astype(np.float32)
+    typical = exposure.mean(axis=(1, 2), keepdims=True).astype(np.float32)
     stabilised = (anscombe(counts) / root).astype(np.float32)
-    sigma = 1.0 / root
-    guide, guide_sigma = element_guides(stabilised, sigma)
-    scale = np.sqrt(np.mean(np.square(stabilised), axis=(1, 2), keepdims=True))
-    planes = np.stack([stabilised / scale, sigma / scale, guide, guide_sigma], axis=1)
-    return planes.astype(np.float32), scale.astype(np.float32)
+    even = bool(np.ptp(exposure, axis=(1, 2)).max() <= 1e-3 * typical.min())
+    if even and not exact:
+        return stabilised, (1.0 / root**2).astype(np.float32), typical
+    width = (0, 2, 2)
+    soft = gaussian_filter(np.asarray(counts, dtype=np.float32), width, mode="nearest")
+    soft_rate = soft / gaussian_filter(np.asarray(exposure, np.float32), width, mode="nearest")
+    if not even:
+        # Low counts are lifted by stabilising, the more the lower: a dim row would seem brighter.
+        here = anscombe_mean(soft_rate * exposure) / root
+        there = anscombe_mean(soft_rate * typical) / np.sqrt(typical)
+        stabilised -= (here - there).astype(np.float32)
+    variance = anscombe_variance(soft_rate * exposure) if exact else np.ones_like(soft)
+    return stabilised, (variance / root**2).astype(np.float32), typical
 
 
-def element_guides(
-    maps: NDArray[np.float32], sigma: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """For each element, the combination of the other elements that predicts it best.
-
-    Weights come from least squares on slightly blurred maps, so that an element which shares
-    nothing with the target gets none, however strong it is. Where the combination says nothing
-    significant about the target there is no guide at all.
+def principal_axes(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rotation of the elements onto the principal axes of what they share.
 
     Parameters
     ----------
     maps : ndarray of float32, shape (element, row, col)
-        Noisy maps with noise of constant order.
-    sigma : ndarray of float32, shape (element, row, col)
-        Standard deviation of their noise.
+        Noisy maps; they are blurred a little first, so that structure, not noise, sets the axes.
 
     Returns
     -------
-    guide, guide_sigma : ndarray of float32, shape (element, row, col)
-        Standardised as `standard_guide` does; zero where there is no guide.
+    ndarray of float32, shape (element, plane)
+        Orthogonal; columns are axes, least variance first.
     """
-    guides, spreads = np.zeros_like(maps), np.zeros_like(maps)
-    number, rows, cols = maps.shape
-    if number < 2:
-        return guides, spreads
-    soft = gaussian_filter(maps, (0, _BLUR, _BLUR), mode="nearest").reshape(number, -1)
+    soft = gaussian_filter(maps, (0, _BLUR, _BLUR), mode="nearest").reshape(len(maps), -1)
     soft = soft - soft.mean(axis=1, keepdims=True)
-    shared = (soft @ soft.T).astype(np.float64) / soft.shape[1]
-    independent = max(rows * cols / (4 * np.pi * _BLUR**2), 1.0)
-    for element in range(number):
-        others = np.array([k for k in range(number) if k != element])
-        among = shared[np.ix_(others, others)]
-        ridge = 1e-3 * np.trace(among) / len(others) + 1e-12
-        weights = np.linalg.solve(among + ridge * np.eye(len(others)), shared[others, element])
-        explained = float(weights @ shared[others, element])
-        if explained * independent <= 16.0 * shared[element, element]:
-            continue  # a correlation below four standard errors
-        guide = np.tensordot(weights, maps[others], 1)
-        variance = np.tensordot(weights**2, sigma[others] ** 2, 1)
-        guides[element], spreads[element] = (
-            plane[0] for plane in standard_guide(guide[None], np.sqrt(variance)[None])
-        )
-    return guides, spreads
+    _, axes = np.linalg.eigh((soft @ soft.T).astype(np.float64))
+    return axes.astype(np.float32)
+
+
+def _rms(planes: NDArray[np.float32]) -> NDArray[np.float32]:
+    scale = np.sqrt(np.mean(np.square(planes), axis=(1, 2), keepdims=True))
+    return np.where(scale > 0, scale, 1.0).astype(np.float32)

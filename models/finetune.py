@@ -6,8 +6,8 @@ counts never enters training and decides when to stop and whether to keep the re
 
 References
 ----------
-Lehtinen et al., "Noise2Noise", ICML 2018; Chen et al. on data thinning, JMLR 25 (2024) 57
-(binomial thinning gives independent Poisson halves).
+Lehtinen et al., "Noise2Noise", ICML 2018; Neufeld et al., "Data thinning for
+convolution-closed distributions", JMLR 25 (2024) 57 (thinned Poisson counts are independent).
 """
 
 import copy
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from inscan.models.counting import denoise_counts, network_planes
+from inscan.models.counting import Planes, alone, denoise_counts, together
 from inscan.models.infer import Denoiser
 from inscan.models.noise import inverse_anscombe_torch, poisson_nll, thin
 from inscan.models.unet import UNet
@@ -27,10 +27,11 @@ __all__ = ["FineTuned", "fine_tune"]
 
 _HELD = 0.1
 _SIDE = 64
-_BATCH = 8
-_RATE = 3e-4
+_PLANES = 12  # planes a batch holds, about
+_RATE = 2e-4
 _REDRAW = 8  # steps that share one thinning of the whole map
 _CHECKS = 8
+_SPACING = 10  # steps between checks, at least
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def fine_tune(
     denoiser: Denoiser,
     counts: NDArray[np.floating],
     exposure: NDArray[np.floating],
+    weights: NDArray[np.floating],
     *,
     steps: int,
     seed: int = 0,
@@ -74,6 +76,8 @@ def fine_tune(
         Poisson counts without gaps.
     exposure : ndarray of float, shape (element, row, col)
         Above 0.
+    weights : ndarray of float, shape (element,)
+        How the result will be used: see `inscan.models.counting.denoise_counts`.
     steps : int
         Optimiser steps at most.
     seed : int
@@ -84,11 +88,11 @@ def fine_tune(
     """
     rng = np.random.default_rng(seed)
     training, held = thin(counts, 1 - _HELD, rng)
-    trained_exposure = exposure * (1 - _HELD)
+    seen = exposure * (1 - _HELD)
 
     def score(candidate: Denoiser) -> float:
-        mean = denoise_counts(candidate, training, trained_exposure, tta=1).counts
-        return float(poisson_nll(held, mean * _HELD / (1 - _HELD)).mean())
+        mean = denoise_counts(candidate, training, seen, weights).rate * exposure * _HELD
+        return float(poisson_nll(held, mean).mean())
 
     before = score(denoiser)
     best, best_step, best_score = denoiser, 0, before
@@ -96,14 +100,16 @@ def fine_tune(
     net = copy.deepcopy(denoiser.net).to(denoiser.device).train().requires_grad_(True)
     average = copy.deepcopy(denoiser.net).to(denoiser.device)
     optimiser = torch.optim.Adam(net.parameters(), _RATE)
-    every = max(1, steps // _CHECKS)
-    crops = _Crops(training, trained_exposure, rng)
+    every = max(_SPACING, steps // _CHECKS)
+    shares = {"alone": np.any(weights < 1), "together": np.any(weights > 0)}
+    ways = [way for way, wanted in shares.items() if wanted]
+    splits: dict[str, _Split] = {}
     for step in range(steps):
-        if step % _REDRAW == 0:
-            crops.redraw()
+        if step % (_REDRAW * len(ways)) == 0:
+            splits = _splits(training, seen, ways, rng)
         for group in optimiser.param_groups:
             group["lr"] = _RATE * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps)
-        loss = _held_likelihood(net, *crops.draw(), denoiser.device)
+        loss = splits[ways[step % len(ways)]].loss(net, rng, denoiser.device)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -113,8 +119,7 @@ def fine_tune(
             for kept, new in zip(average.parameters(), net.parameters(), strict=True):
                 kept.lerp_(new, share)
         if (step + 1) % every == 0 or step + 1 == steps:
-            frozen = copy.deepcopy(average).eval().requires_grad_(False)
-            candidate = replace(denoiser, net=frozen)
+            candidate = replace(denoiser, net=copy.deepcopy(average).eval())
             reached = score(candidate)
             history.append((step + 1, reached))
             if reached < best_score:
@@ -122,61 +127,53 @@ def fine_tune(
     return FineTuned(best, best_step, before, best_score, history)
 
 
-class _Crops:
-    """Thinned crops of the map, with the guides that belong to the same thinning."""
+def _splits(
+    counts: NDArray[np.floating],
+    exposure: NDArray[np.floating],
+    ways: list[str],
+    rng: np.random.Generator,
+) -> dict[str, "_Split"]:
+    fraction = float(rng.uniform(0.6, 0.9))
+    kept, target = thin(counts, fraction, rng)
+    make = {"alone": alone, "together": together}
+    light = (exposure * (1 - fraction)).astype(np.float32)
+    return {way: _Split(make[way](kept, exposure * fraction), target, light) for way in ways}
 
-    def __init__(
-        self,
-        counts: NDArray[np.floating],
-        exposure: NDArray[np.floating],
-        rng: np.random.Generator,
-    ) -> None:
-        self.counts, self.exposure, self.rng = counts, exposure, rng
-        self.redraw()
 
-    def redraw(self) -> None:
-        """Thin the whole map anew; guides are made from the kept counts only."""
-        fraction = float(self.rng.uniform(0.5, 0.9))
-        kept, self.target = thin(self.counts, fraction, self.rng)
-        self.ratio = (1 - fraction) / fraction
-        seen = self.exposure * fraction
-        self.planes, self.scale = network_planes(kept, seen)
-        self.root = np.sqrt(seen).astype(np.float32)
+@dataclass(frozen=True)
+class _Split:
+    """One thinning of the whole map: what the network sees, and what it must foretell."""
 
-    def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-        """One batch: planes, factor to stabilised counts, target counts, ratio of exposures."""
+    seen: Planes
+    target: NDArray[np.float32]  # (element, row, col)
+    exposure: NDArray[np.float32]  # of the target, same shape
+
+    def loss(self, net: UNet, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
+        """Poisson likelihood of the held counts over some crops, all elements of each."""
         number, rows, cols = self.target.shape
         high, wide = min(rows, _SIDE), min(cols, _SIDE)
-        planes = np.empty((_BATCH, 4, high, wide), dtype=np.float32)
-        root = np.empty((_BATCH, 1, high, wide), dtype=np.float32)
-        target = np.empty((_BATCH, 1, high, wide), dtype=np.float32)
-        for k in range(_BATCH):
-            element = int(self.rng.integers(number))
-            row = int(self.rng.integers(rows - high + 1))
-            col = int(self.rng.integers(cols - wide + 1))
-            at = (slice(row, row + high), slice(col, col + wide))
-            flip = (slice(None, None, int(self.rng.choice((-1, 1)))),) * 2
-            planes[k] = self.planes[element][(slice(None), *at)][(slice(None), *flip)]
-            root[k, 0] = (self.root[element][at] * self.scale[element])[flip]
-            target[k, 0] = self.target[element][at][flip]
-        tensors = (torch.from_numpy(a) for a in (planes, root, target))
-        return (*tensors, self.ratio)  # pyright: ignore[reportReturnType]
+        losses = []
+        for _ in range(max(1, _PLANES // number)):
+            row = int(rng.integers(rows - high + 1))
+            col = int(rng.integers(cols - wide + 1))
+            at = (..., slice(row, row + high), slice(col, col + wide))
+            planes = _tensor(self.seen.planes[at], device)
+            planes = planes.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16):
+                out = net(planes)[:, 0]
+            estimate = out.float() * _tensor(self.seen.scale, device)
+            estimate = estimate + _tensor(self.seen.offset, device)
+            turned = torch.tensordot(_tensor(self.seen.basis, device), estimate, 1)
+            typical = _tensor(self.seen.typical, device)
+            counts, _ = inverse_anscombe_torch(turned * typical.sqrt())
+            light = _tensor(self.exposure[at], device) / typical
+            # A floor of a thousandth of a count keeps the logarithm from ruling empty pixels.
+            mean = nn.functional.softplus(counts, beta=20.0) * light + 1e-3
+            target = _tensor(self.target[at], device)
+            scale = target.mean(dim=(1, 2), keepdim=True) + 0.05
+            losses.append(((mean - target * mean.log()) / scale).mean())
+        return torch.stack(losses).mean()
 
 
-def _held_likelihood(
-    net: UNet,
-    planes: torch.Tensor,
-    root: torch.Tensor,
-    target: torch.Tensor,
-    ratio: float,
-    device: torch.device,
-) -> torch.Tensor:
-    planes = planes.to(device).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16):
-        out = net(planes)
-    counts, _ = inverse_anscombe_torch(out[:, :1].float() * root.to(device))
-    # A floor of a hundredth of a count keeps the logarithm from ruling where nothing is.
-    mean = nn.functional.softplus(counts, beta=20.0) * ratio + 1e-3
-    target = target.to(device)
-    scale = target.mean(dim=(2, 3), keepdim=True) + 0.05
-    return ((mean - target * mean.log()) / scale).mean()
+def _tensor(array: NDArray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

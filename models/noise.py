@@ -8,6 +8,7 @@ from scipy.stats import poisson
 
 __all__ = [
     "anscombe",
+    "anscombe_mean",
     "anscombe_slope",
     "anscombe_variance",
     "inverse_anscombe",
@@ -99,6 +100,23 @@ def anscombe_variance(mean: ArrayLike) -> NDArray[np.float64]:
     values = anscombe(counts)
     first, second = weight @ values, weight @ values**2
     return np.interp(np.log(np.maximum(m, 1e-12)), np.log(grid), second - first**2)
+
+
+def anscombe_mean(mean: ArrayLike) -> NDArray[np.float64]:
+    """Mean of stabilised Poisson counts of a given mean, exactly: the inverse's counterpart.
+
+    Parameters
+    ----------
+    mean : array of float, any shape
+        Mean counts, 0 or more.
+
+    Returns
+    -------
+    ndarray of float64, same shape
+    """
+    # The mean square of 2 sqrt(y + 3/8) is 4 m + 3/2.
+    square = 4.0 * np.asarray(mean, dtype=np.float64) + 1.5
+    return np.sqrt(np.maximum(square - anscombe_variance(mean), 0.0))
 
 
 def inverse_anscombe_torch(stabilised: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from inscan.models.calibrating import calibrate_denoiser
-from inscan.models.counting import denoise_counts
+from inscan.models.counting import choose_weights, denoise_counts
 from inscan.models.infer import Denoiser, choose_device, network_of
 from inscan.models.pool import POOL_VERSION, training_pool
 from inscan.models.training import Trained, TrainingPlan, train_denoiser
@@ -24,7 +24,7 @@ __all__ = ["publish", "train_n2n"]
 
 _POOL = 1500
 _POOL_SEED = 1
-_CALIBRATION_POOL = 240
+_CALIBRATION_POOL = 160
 _CALIBRATION_SEED = 900_001  # never one of the training's
 
 
@@ -137,7 +137,9 @@ def _figures(denoiser: Denoiser) -> dict[str, Any]:
         for peak in (2.0, 10.0, 50.0):
             mean = peak * (0.03 + 0.97 * maps)
             counts = rng.poisson(mean).astype(np.float32)
-            found = denoise_counts(denoiser, counts, np.ones_like(counts), 1).counts
+            light = np.ones_like(counts)
+            weights = choose_weights(denoiser, counts, light, rng).weights
+            found = denoise_counts(denoiser, counts, light, weights).counts
             raw = np.square(counts - mean).mean(axis=(1, 2))
             left = np.square(found - mean).mean(axis=(1, 2))
             gains.setdefault(f"peak_{peak:g}", []).extend(np.log(raw / left).tolist())

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from inscan.models.estimate import Calibration
-from inscan.models.noise import anscombe, anscombe_variance, poisson_deviance
+from inscan.models.noise import anscombe, anscombe_mean, anscombe_variance, poisson_deviance
 
 __all__ = [
     "LEVELS",
@@ -156,9 +156,7 @@ def residual_figures(
         detector is not white. `residual_z`: the same in standard errors.
     """
     expected = anscombe_variance(mean)
-    # E[anscombe] of the predicted mean, from the exact second moment: 4 m + 3/2.
-    centre = np.sqrt(np.maximum(4 * np.asarray(mean, dtype=np.float64) + 1.5 - expected, 0.0))
-    residual = np.where(measured, anscombe(counts) - centre, 0.0)
+    residual = np.where(measured, anscombe(counts) - anscombe_mean(mean), 0.0)
     total = float(measured.sum())
     if total < 4:
         return {"residual_variance": 1.0, "residual_correlation": 0.0, "residual_z": 0.0}
