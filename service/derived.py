@@ -105,6 +105,7 @@ def compose(
         "technique": job.meta.get("technique"),
         "quantity": job.meta.get("quantity"),
         "elements": job.meta.get("elements"),
+        "references": [one["name"] for one in job.meta.get("references") or []] or None,
         "complete": job.meta.get("complete"),
         "warnings": job.meta.get("warnings", []),
         "geometry": job.meta.get("geometry"),

@@ -1,0 +1,317 @@
+"""`inscan show`: results found in a real Tiled by every name they have, and a running scan followed."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from inscan.service import derived
+from inscan.service.commit import Committer
+from inscan.service.ingest import Ingest
+from inscan.service.intake import Uses
+from inscan.service.live import LiveView, follow
+from inscan.service.mailbox import Mailbox, Outcome, SnapshotDone
+from inscan.service.messages import InferenceJob, InferenceResult, derived_uid, job_key
+from inscan.service.processed import Processed, ResultArray
+from inscan.service.result_file import write_result
+from inscan.service.result_view import describe
+from inscan.service.results import NoResult, NoSuchRun, Results
+from inscan.service.show import TiledAccess, show, tiled_of
+from inscan.service.tiled_http import PROCESSED, RAW, TiledHTTP
+from inscan.service.tiled_server import EmbeddedTiled
+
+Until = Callable[..., Any]
+GEOMETRY = {
+    "shape": [4, 5],
+    "slow_motor": "sample_y",
+    "fast_motor": "sample_x",
+    "slow_units": "um",
+    "fast_units": "um",
+    "slow_first": 0.0,
+    "slow_last": 3.0,
+    "fast_first": 0.0,
+    "fast_last": 4.0,
+    "snaking": False,
+}
+
+
+@pytest.fixture
+def access(tiled: EmbeddedTiled) -> TiledAccess:
+    return TiledAccess(tiled.uri, tiled.api_key)
+
+
+@pytest.fixture
+def http(tiled: EmbeddedTiled) -> Iterator[TiledHTTP]:
+    with TiledHTTP(tiled.uri, tiled.api_key) as connection:
+        yield connection
+
+
+def maps(path: Path, report: dict[str, Any], meta: dict[str, Any], seed: int = 0) -> str:
+    rng = np.random.default_rng(seed)
+    arrays = [
+        ResultArray(
+            name, ("element", "row", "col"), "counts", rng.random((1, 4, 5), "f4"), ["Fe_K"]
+        )
+        for name in ("values", "sigma", "raw")
+    ]
+    arrays.append(ResultArray("measured", ("row", "col"), "", np.ones((4, 5), bool)))
+    return write_result(path, Processed(arrays, report), meta)
+
+
+def stack(path: Path, report: dict[str, Any]) -> str:
+    rng = np.random.default_rng(3)
+    labels = [f"{8300 + 10 * i:.2f} eV" for i in range(6)]
+    arrays = [
+        ResultArray(
+            name, ("energy", "row", "col"), "transmission", rng.random((6, 4, 5), "f4"), labels
+        )
+        for name in ("values", "sigma", "raw")
+    ]
+    arrays += [
+        ResultArray("edge_energy", ("row", "col"), "eV", rng.random((4, 5), "f4")),
+        ResultArray(
+            "fractions", ("reference", "row", "col"), "", rng.random((2, 4, 5), "f4"), ["A", "B"]
+        ),
+    ]
+    return write_result(path, Processed(arrays, report), {})
+
+
+def commit(
+    http: TiledHTTP, folder: Path, run_uid: str, scan_id: int, *, recipe: Any = "n2n", seed: int = 0
+) -> str:
+    """A result in Tiled; returns its uid."""
+    key = job_key(run_uid, "primary", recipe, {"seed": seed})
+    path = folder / "results" / f"{key}.h5"
+    report: dict[str, Any] = {"verdict": "pass", "reasons": ["whiteness within limits"]}
+    if recipe == "subspace":
+        report["energies_ev"] = [8300.0 + 10 * i for i in range(6)]
+        digest, meta = stack(path, report), {"technique": "txm"}
+    else:
+        digest, meta = maps(path, report, {}, seed), {"technique": "xrf", "geometry": GEOMETRY}
+    job = InferenceJob(
+        key=key,
+        run_uid=run_uid,
+        stream="primary",
+        kind="final",
+        recipe=recipe,
+        parameters={"seed": seed},
+        meta=meta,
+        spool="/s",
+        arrays={},
+        input_digest="",
+        result_path=str(path),
+        host_id="h",
+    )
+    result = InferenceResult(
+        key=key,
+        fence=1,
+        result_path=str(path),
+        digest=digest,
+        report=report,
+        regions=[],
+        timings={},
+    )
+    run = derived.compose(job, result, describe(path), {"scan_id": scan_id}, time.time())
+    committer = Committer(http, readable=[folder / "results"])
+    try:
+        committer.commit(run, derived.axes_of(meta, report, run.arrays), path, digest)
+    finally:
+        committer.close()
+    return run.uid
+
+
+def test_a_run_is_shown_by_each_of_its_names(
+    access: TiledAccess, http: TiledHTTP, folder: Path, tmp_path: Path
+) -> None:
+    raw_uid = "5d0c4f9e-0000-4000-8000-000000000001"
+    uid = commit(http, folder, raw_uid, 7001)
+    with Results(access.uri, access.api_key) as results:
+        for name in ("7001", raw_uid, raw_uid[:9], uid, uid[:7]):
+            assert results.latest(name).metadata["start"]["uid"] == uid
+    shown = show(access, "7001", tmp_path)
+    assert (shown["result_uid"], shown["raw_uid"]) == (uid, raw_uid)
+    assert shown["verdict"] == "pass"
+    assert Path(shown["png"]).read_bytes()[:4] == b"\x89PNG"
+    page = Path(shown["html"]).read_text()
+    assert "scan 7001" in page
+    assert "whiteness within limits" in page
+    assert "refresh" not in page
+
+
+def test_the_latest_result_of_a_run_is_shown(
+    access: TiledAccess, http: TiledHTTP, folder: Path
+) -> None:
+    raw_uid = "77aa77aa-0000-4000-8000-000000000002"
+    commit(http, folder, raw_uid, 7002)
+    newer = commit(http, folder, raw_uid, 7002, seed=1)
+    with Results(access.uri, access.api_key) as results:
+        assert results.latest("7002").metadata["start"]["uid"] == newer
+        shown = results.read(results.latest(raw_uid))
+    expected = np.random.default_rng(1).random((1, 4, 5), "f4")
+    np.testing.assert_array_equal(shown.arrays["values"], expected)
+    assert shown.axes["x"].motor == "sample_x"
+
+
+def test_a_stack_is_read_in_parts(access: TiledAccess, http: TiledHTTP, folder: Path) -> None:
+    commit(http, folder, "run-of-a-stack", 7003, recipe="subspace")
+    with Results(access.uri, access.api_key) as results:
+        shown = results.read(results.latest("7003"))
+    rng = np.random.default_rng(3)
+    whole = rng.random((6, 4, 5), "f4")
+    assert shown.labels == ["8300.00 eV", "8320.00 eV", "8350.00 eV"]
+    np.testing.assert_array_equal(shown.arrays["values"], whole[[0, 2, 5]])
+    assert shown.arrays["fractions"].shape == (2, 4, 5)
+    assert shown.start["reference_labels"] == ["A", "B"]
+
+
+def test_what_cannot_be_shown_says_why(
+    access: TiledAccess, http: TiledHTTP, folder: Path, tmp_path: Path
+) -> None:
+    failed = derived.compose_failure(
+        job_key("run-failed", "primary", "n2n", {}),
+        "run-failed",
+        "primary",
+        "n2n",
+        {"scan_id": 7004},
+        "too_slow",
+        "took longer than its budget",
+        time.time(),
+    )
+    committer = Committer(http)
+    committer.commit(failed)
+    committer.close()
+    begun = derived_uid("f" * 64)
+    http.create(
+        PROCESSED, begun, metadata={"start": {"uid": begun, "scan_id": 7005, "raw_uid": "x"}}
+    )
+    http.create(RAW, "raw-alone", metadata={"start": {"uid": "raw-alone", "scan_id": 7006}})
+    with pytest.raises(NoResult, match="it failed: too_slow: took longer"):
+        show(access, "7004", tmp_path)
+    with pytest.raises(NoResult, match="no result yet"):
+        show(access, "7005", tmp_path)
+    for name in ("7006", "raw-al"):
+        with pytest.raises(NoResult, match="in Tiled and has no result; `inscan jobs`"):
+            show(access, name, tmp_path)
+    with pytest.raises(NoSuchRun, match="no run '799999'"):
+        show(access, "799999", tmp_path)
+    with pytest.raises(NoSuchRun, match="no run 'abc'"):
+        show(access, "abc", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_beginning_that_several_runs_share_is_not_guessed(
+    access: TiledAccess, http: TiledHTTP, folder: Path, tmp_path: Path
+) -> None:
+    commit(http, folder, "shared-name-1", 7007)
+    commit(http, folder, "shared-name-2", 7008)
+    with pytest.raises(NoSuchRun, match="begins the uids of 2 runs"):
+        show(access, "shared-name", tmp_path)
+
+
+def test_a_tiled_that_is_away_or_refuses_is_named(tiled: EmbeddedTiled, tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="refuses our key"):
+        show(TiledAccess(tiled.uri, SecretStr("wrong0key")), "1", tmp_path)
+    with pytest.raises(ConnectionError, match="start `inscan serve`"):
+        tiled_of(tmp_path)
+
+
+def test_the_key_and_address_of_a_service_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("INSCAN_TILED_API_KEY", raising=False)
+    (tmp_path / "tiled").mkdir()
+    (tmp_path / "tiled" / "api_key").write_text("abc123\n")
+    (tmp_path / "service.json").write_text(json.dumps({"tiled": "http://127.0.0.1:1"}))
+    found = tiled_of(tmp_path)
+    assert found.uri == "http://127.0.0.1:1"
+    assert found.api_key is not None
+    assert found.api_key.get_secret_value() == "abc123"
+    assert "abc123" not in repr(found)
+
+
+class Rig:
+    """An ingest that knows one run, and nothing else of a service."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.mailbox = Mailbox()
+        self.open = threading.Event()
+        self.ingest = Ingest(
+            "tcp://127.0.0.1:0",
+            Uses(
+                open_run=lambda start: pytest.fail("no documents here"),
+                on_update=lambda update: None,
+                on_closed=lambda uid: None,
+                on_passed_by=lambda uid, reason: None,
+                on_failed=lambda uid, reason: None,
+            ),
+            is_closed=lambda uid: False,
+            on_incomplete=lambda uid, reason: None,
+            outcome_of=lambda uid: None,
+            handle_request=self._answer,
+            mailbox=self.mailbox,
+        )
+        address = self.ingest.bind()
+        self.ingest.start()
+        (state_dir / "service.json").write_text(json.dumps({"ingest": address}))
+
+    def _answer(self, op: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert op == "runs"
+        runs = [{"scan_id": 7009, "run_uid": "run-live"}] if self.open.is_set() else []
+        return {"runs": runs}
+
+    def close(self) -> None:
+        assert self.ingest.stop()
+        self.mailbox.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    rig.close()
+
+
+def test_a_running_scan_is_followed_to_its_end(
+    rig: Rig, access: TiledAccess, http: TiledHTTP, folder: Path, tmp_path: Path, until: Until
+) -> None:
+    meta = {
+        "run_uid": "run-live",
+        "assembled": {"scan_id": 7009, "geometry": GEOMETRY, "rows_done": 2},
+    }
+    maps(tmp_path / "live.h5", {"verdict": "warn"}, meta)
+    view, said = LiveView(tmp_path / "out"), []
+    with ThreadPoolExecutor(1, thread_name_prefix="ThreadPoolExecutor-follow") as pool:
+        following = pool.submit(follow, tmp_path, view, access=access, tell=said.append)
+        until(lambda: said == ["no scan is running; waiting for one"])
+        rig.open.set()
+        until(lambda: rig.ingest.counts["WATCH"])
+        rig.mailbox.post(SnapshotDone("run-live", 2, str(tmp_path / "gone.h5")))
+        rig.mailbox.post(SnapshotDone("run-live", 2, str(tmp_path / "live.h5")))
+        until(lambda: view.pictures == 1)
+        page = view.html.read_text()
+        assert "so far (2 rows)" in page
+        assert "refresh" in page
+        uid = commit(http, folder, "run-live", 7009)
+        outcome = {"run": "run-live", "status": "done", "result_uid": uid, "verdict": "pass"}
+        rig.mailbox.post(Outcome("run-live", outcome))
+        assert following.result(20) == outcome
+    assert view.pictures == 2
+    assert "so far" not in view.html.read_text()
+    assert said[-1] == "done, verdict pass"
+    assert sorted(path.name for path in view.out_dir.iterdir()) == ["live.html", "live.png"]
+
+
+def test_following_ends_when_told(rig: Rig, tmp_path: Path, until: Until) -> None:
+    stop = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="ThreadPoolExecutor-follow") as pool:
+        following = pool.submit(follow, tmp_path, LiveView(tmp_path), run_uid="other", stop=stop)
+        until(lambda: rig.ingest.counts["WATCH"])
+        stop.set()
+        assert following.result(20) == {}
