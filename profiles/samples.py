@@ -6,6 +6,8 @@ anything like the samples that demo and evaluation use.
 
 from __future__ import annotations
 
+from typing import get_args
+
 from inscan.profiles.measured import load_measured
 from inscan.profiles.sample_families import training_maps
 from inscan.profiles.xanes_samples import (
@@ -40,6 +42,7 @@ __all__ = [
     "ni_energies_ev",
     "siemens_star",
     "training_maps",
+    "xanes_sample",
     "xrf_sample",
 ]
 
@@ -68,3 +71,18 @@ def xrf_sample(name: str, *, seed: int = 0) -> XRFSample:
     raise ValueError(
         f"no sample {name!r}: expected {', '.join(built_in)}, or a .npz, .h5 or .tif file"
     )
+
+
+def xanes_sample(name: str, *, seed: int = 0, size: int = 256) -> XANESSample:
+    """Return battery particles by name: battery_smooth, battery_fine or battery_random.
+
+    Raises
+    ------
+    ValueError
+        No such sample.
+    """
+    for chemistry in get_args(Chemistry):
+        if name == f"battery_{chemistry}":
+            return battery_xanes(seed, chemistry=chemistry, size=size)
+    known = ", ".join(f"battery_{chemistry}" for chemistry in get_args(Chemistry))
+    raise ValueError(f"no sample {name!r} for an energy stack: expected one of {known}")

@@ -80,7 +80,7 @@ class TXMCamera:
         data_dir: Path,
         *,
         seed: int = 0,
-        flux: float = 20_000.0,
+        flux: float = 6_000.0,
         adu_per_photon: float = 5.0,
         offset: float = 100.0,
         read_noise: float = 2.5,

@@ -1,0 +1,71 @@
+# ruff: noqa: F821 - names come from earlier files of this folder
+"""Plans for users: a coarse survey, and a fine map of a region."""
+
+from inscan.profiles.xrf_plans import fly_raster, step_raster
+
+
+def _raster(slow_range, fast_range, step, dwell, fly, snake, md):
+    """Map the area within the outer edges of its pixels, which are about ``step`` (slow, fast)."""
+    axes = []
+    for motor, (low, high), width in zip(
+        (sample_y, sample_x), (slow_range, fast_range), step, strict=True
+    ):
+        count = max(1, round((high - low) / width))
+        half = (high - low) / count / 2
+        axes += [motor, low + half, high - half, count]
+    if fly:
+        yield from fly_raster(xs_fly, *axes, dwell=dwell, snake=snake, md=md)
+    else:
+        yield from step_raster(xs, sclr, *axes, dwell=dwell, snake=snake, md=md)
+
+
+def survey(step: float = 0.5, dwell: float = 0.0, fly: bool = True, snake: bool = True, md=None):
+    """Map the whole sample coarsely.
+
+    Parameters
+    ----------
+    step
+        Pixel size, um.
+    dwell
+        Time per pixel, s. 0: the default of this beamline.
+    fly
+        In flight, else point by point.
+    snake
+        Every second row backwards.
+    md
+        Added to the start document.
+    """
+    slow_range, fast_range = sample_field
+    meta = {"purpose": "survey", "sample": {"name": sample_name}, **(md or {})}
+    dwell = dwell or parameters.dwell
+    yield from _raster(slow_range, fast_range, (step, step), dwell, fly, snake, meta)
+
+
+def fine(
+    region: dict,
+    proposal: dict = {},  # noqa: B006 - never changed; queueserver needs plain defaults
+    step: float = 0.0,
+    dwell: float = 0.0,
+    fly: bool = True,
+    snake: bool = True,
+    md=None,
+):
+    """Map one region finely.
+
+    Parameters
+    ----------
+    region
+        ``slow_range`` and ``fast_range``: outer edges in um.
+    proposal
+        Where step and dwell come from unless they are given: ``step`` (slow, fast) and ``dwell``.
+    step
+        Pixel size, um. 0: the proposal's, or 0.125 without one.
+    dwell
+        Time per pixel, s. 0: the proposal's, or twice the default of this beamline.
+    fly, snake, md
+        As for `survey`.
+    """
+    steps = (step, step) if step else proposal.get("step", (0.125, 0.125))
+    seconds = dwell or proposal.get("dwell") or 2 * parameters.dwell
+    meta = {"purpose": "fine", "sample": {"name": sample_name}, **(md or {})}
+    yield from _raster(region["slow_range"], region["fast_range"], steps, seconds, fly, snake, meta)
