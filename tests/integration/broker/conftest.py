@@ -171,7 +171,7 @@ def rig(rig_in) -> Rig:
     return rig_in()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def wait_until() -> Callable[..., Any]:
     """`until`, for tests: a conftest cannot be imported."""
     return until
