@@ -28,7 +28,7 @@ _FLOOR = 1e-6
 class Autoencoder(nn.Module):
     """Strided 3-D convolutions, one residual bottleneck layer, transposed convolutions back."""
 
-    def __init__(self, inputs: int = 1, width: int = 10) -> None:
+    def __init__(self, inputs: int = 1, width: int = 8) -> None:
         super().__init__()
         self.enter = nn.Conv3d(inputs, width, 3, padding=1)
         self.shrink = nn.Conv3d(width, 2 * width, 4, stride=2, padding=1)
@@ -170,7 +170,8 @@ def _masked(inputs: torch.Tensor, generator: torch.Generator) -> tuple[torch.Ten
 
 def _predict(net: Autoencoder, inputs: torch.Tensor, scale: float) -> torch.Tensor:
     x = torch.cat([inputs[:1] / scale, inputs[1:]])[None]
-    with torch.autocast(inputs.device.type, torch.bfloat16):
+    # On CPUs torch's 3-D convolutions in bfloat16 corrupt memory for some small sizes (torch 2.13).
+    with torch.autocast("cuda", torch.bfloat16, enabled=inputs.device.type == "cuda"):
         return net(x)[0, 0] * scale
 
 

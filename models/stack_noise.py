@@ -13,6 +13,7 @@ __all__ = ["StackNoise", "known_noise", "measured_noise", "whiteness"]
 _SIGNAL = 8  # components taken as signal when noise per energy is measured
 _FRAMES_CHECKED = 12
 _SIDE_CHECKED = 512
+_SIDE = 256  # pixels across that neighbouring differences are taken over
 
 
 @dataclass(frozen=True)
@@ -71,29 +72,36 @@ def measured_noise(data: NDArray[np.floating], gram: GramAccumulator, recipe: st
     one number for all energies.
     """
     energies, rows, cols = data.shape
-    plain = gram.plain()
     flat = np.ones((1, 1))
-    if energies > 2 * _SIGNAL and recipe == "best":
-        _, vectors = np.linalg.eigh(plain)
-        signal = vectors[:, ::-1][:, :_SIGNAL]
-        rest = np.eye(energies) - signal @ signal.T
-        left = np.einsum("ij,jk,ik->i", rest, plain, rest) / (rows * cols)
-        share = np.clip(np.diagonal(rest), 0.2, None)
-        energy = np.sqrt(np.maximum(left / share, 0))
-        floor = 1e-6 * np.sqrt(max(float(np.trace(plain)), 0) / (energies * rows * cols))
-        # An energy whose noise seems far below the others' is one that a component has fitted.
-        energy = np.maximum(energy, max(0.3 * float(np.median(energy)), floor))
-        return StackNoise(np.where(energy > 0, energy, 1.0), flat, "measured")
-    if energies > 2 * _SIGNAL:
+    if recipe == "paper" and energies > 2 * _SIGNAL:
         return StackNoise(np.ones(energies), flat, "measured")
-    if min(rows, cols) >= 2:
-        level = float(np.median([noise_sigma(frame) for frame in data]))
-    else:
+    if min(rows, cols) < 2:
         line = np.diff(np.asarray(data, dtype=np.float64).reshape(energies, -1), 2, axis=1)
         level = float(np.median(np.abs(line)) / 0.6745 / np.sqrt(6)) if line.size else 0.0
-    return StackNoise(
-        np.full(energies, level if level > 0 else 1.0), flat * (level > 0), "measured"
-    )
+        energy = np.full(energies, level)
+    else:
+        middle = tuple(slice(max(0, n // 2 - _SIDE // 2), n // 2 + _SIDE) for n in (rows, cols))
+        part = data[:, middle[0], middle[1]][:, :_SIDE, :_SIDE]
+        energy = np.array([float(noise_sigma(frame)) for frame in part])
+    typical = float(np.median(energy))
+    if typical <= 0:
+        return StackNoise(np.ones(energies), flat * 0, "measured")
+    if energies <= 2 * _SIGNAL:
+        return StackNoise(np.full(energies, typical), flat, "measured")
+    # Differences of neighbouring pixels see fine structure too. What the leading components of
+    # the smoothed frames leave over is noise alone; their choice was hardly swayed by it.
+    energy = np.maximum(energy, 0.1 * typical)
+    plain = gram.plain() / np.outer(energy, energy)
+    levels = gram.smoothed()
+    leading = levels[len(levels) // 2].scaled(1 / energy).whole() if levels else plain
+    _, vectors = np.linalg.eigh((leading + leading.T) / 2)
+    signal = vectors[:, ::-1][:, :_SIGNAL]
+    rest = np.eye(energies) - signal @ signal.T
+    left = np.einsum("ij,jk,ik->i", rest, plain, rest) / (rows * cols)
+    share = np.einsum("ij,ij->i", rest, rest)
+    refined = energy * np.sqrt(np.maximum(left, 0) / np.maximum(share, 0.1))
+    trusted = (share > 0.3) & (refined > 0)
+    return StackNoise(np.where(trusted, refined, energy), flat, "measured")
 
 
 def whiteness(

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import gaussian_filter
 
 from inscan.models.estimate import Estimate, gaussian_calibration
 from inscan.models.fill import nearest_measured
@@ -44,6 +45,9 @@ Recipe = Literal["best", "paper"]
 _CANDIDATES = 6
 _BLOCK_BYTES = 32 * 2**20
 _CORRELATED = 0.05
+_RIGHT = (0.75, 1.35)  # measured noise over given noise that is taken as agreement
+_LEAST_FREEDOM = 8  # energies beyond the candidates that show the noise of single pixels
+_NOISE_SMOOTHING = 3.0  # pixels
 _TTA_PIXELS = {8: 256**2, 4: 400**2, 2: 600**2}
 
 
@@ -137,12 +141,16 @@ def denoise(
     else:
         basis = plain_basis(plain, candidates)
     flat = _project(data, weights, basis)
+    ratio = _noise_ratio(plain, data.shape, candidates)
+    given_wrong = variance is not None and not _RIGHT[0] < ratio < _RIGHT[1]
+    if variance is None:
+        pixel = ratio * _uneven(flat, missing, len(data) - candidates, recipe)
+    else:
+        pixel = noise.pixel * (ratio if given_wrong else 1.0)
+    level = np.broadcast_to(pixel, data.shape[1:]).astype(np.float32)
+    spread = np.broadcast_to(level, flat.images.shape)
     if there is not None and partial is not None and partial.any():
-        _refit(flat, data, there, partial, weights, basis)
-    ratio = _noise_ratio(plain, flat, data.shape, candidates)
-    given_wrong = variance is not None and not 0.75 < ratio < 1.35 and len(data) > 2 * candidates
-    level = noise.pixel * (ratio if given_wrong or variance is None else 1.0)
-    level = np.broadcast_to(level.astype(np.float32), data.shape[1:])
+        spread = _refit(flat, data, there, partial, weights, basis, level)
     denoiser = load_denoiser(device)
     tta = next((t for t, most in _TTA_PIXELS.items() if data[0].size <= most), 1)
     if float(level.max()) <= 0:
@@ -155,7 +163,7 @@ def denoise(
     else:
         kept = denoise_coefficients(
             flat.images,
-            np.maximum(level, 1e-6 * float(level.max())),
+            np.maximum(spread, 1e-6 * float(spread.max())),
             denoiser,
             rng=rng,
             least=min(2, candidates) if recipe == "best" else 1,
@@ -236,6 +244,21 @@ def _project(data: NDArray[np.floating], weights: NDArray[np.float64], basis: Ba
     return _Projection(images, left)
 
 
+def _uneven(
+    flat: _Projection, missing: NDArray[np.bool_] | None, freedom: int, recipe: Recipe
+) -> NDArray[np.float64]:
+    """Relative noise of the pixels from what the candidates leave, mean square 1."""
+    if recipe == "paper" or freedom < _LEAST_FREEDOM or min(flat.left.shape) < 8:
+        return np.ones((1, 1))
+    left = flat.left.astype(np.float64)
+    if missing is not None:
+        left[missing] = left[~missing].mean()
+    # Smoothed over about a hundred pixels, to a few percent; real structure of the noise (beam
+    # profile, thickness, counts) is smoother than that.
+    smooth = gaussian_filter(left, _NOISE_SMOOTHING, mode="nearest")
+    return np.sqrt(smooth / smooth.mean()) if smooth.mean() > 0 else np.ones((1, 1))
+
+
 def _refit(
     flat: _Projection,
     data: NDArray[np.floating],
@@ -243,27 +266,37 @@ def _refit(
     partial: NDArray[np.bool_],
     weights: NDArray[np.float64],
     basis: Basis,
-) -> None:
-    """Least squares over the measured energies alone, for pixels where some are missing."""
+    level: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Likeliest coefficients of pixels of which some energies are missing.
+
+    The other pixels say how coefficients are distributed (a normal prior); the energies that are
+    there say the rest. Returns the noise of every coefficient image, (component, row, col).
+    """
     v = basis.vectors
+    whole = ~partial & np.isfinite(flat.left)
+    c = flat.images[:, whole].astype(np.float64)
+    noise = float(np.mean(level[whole].astype(np.float64) ** 2)) if whole.any() else 1.0
+    values, axes = np.linalg.eigh(c @ c.T / max(1, c.shape[1]) - noise * np.eye(len(c)))
+    prior = (axes / np.maximum(values, 1e-3 * noise)) @ axes.T
+    own = level[partial].astype(np.float64) ** 2
     y = data[:, partial].astype(np.float64) * weights[:, None]  # (energy, pixel)
     seen = there[:, partial]
-    # A weak pull towards zero keeps pixels with fewer energies than components solvable.
-    normal = np.einsum("ek,ep,el->pkl", v, seen, v) + 1e-3 * np.eye(v.shape[1])
-    moment = np.einsum("ek,ep->pk", v, np.where(seen, y, 0))
-    flat.images[:, partial] = np.linalg.solve(normal, moment[..., None])[..., 0].T
+    normal = np.einsum("ek,ep,el->pkl", v, seen, v) / own[:, None, None] + prior
+    moment = np.einsum("ek,ep->pk", v, np.where(seen, y, 0)) / own[:, None]
+    covariance = np.linalg.inv(normal)
+    flat.images[:, partial] = np.einsum("pkl,pl->kp", covariance, moment)
+    spread = np.broadcast_to(level, flat.images.shape).copy()
+    spread[:, partial] = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T
+    return spread
 
 
-def _noise_ratio(
-    plain: NDArray[np.float64], flat: _Projection, shape: tuple[int, ...], candidates: int
-) -> float:
+def _noise_ratio(plain: NDArray[np.float64], shape: tuple[int, ...], candidates: int) -> float:
     """Noise seen in the tail of the whitened spectrum over the noise expected there, 1."""
-    if len(plain) <= candidates:
+    pixels = shape[1] * shape[2]
+    if min(len(plain), pixels) <= 2 * candidates:
         return 1.0
-    tail = tail_sigma(np.linalg.eigvalsh(plain), shape[1] * shape[2], candidates)
-    if not np.isfinite(tail):
-        return float(np.sqrt(flat.left.mean() / (shape[0] - candidates)))
-    return tail
+    return tail_sigma(np.linalg.eigvalsh(plain), pixels, candidates)
 
 
 def _back(
