@@ -1,0 +1,57 @@
+"""Check what `inscan demo --json` left: start Tiled again on its folder and resolve every uid it printed.
+
+    python .ci/check_demo.py OUT_DIR JSON_FILE
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from tiled.client import from_uri
+
+from inscan.service.tiled_server import EmbeddedTiled
+
+
+def check(out: Path, answer: dict) -> list[str]:
+    """Return what is wrong, in words."""
+    wrong = []
+    for name in ("report.html", "report.png"):
+        if not (out / name).is_file() or (out / name).stat().st_size < 10_000:
+            wrong.append(f"{name} is missing or empty")
+    state = out / "state"
+    server = EmbeddedTiled(state, 0)
+    try:
+        client = from_uri(server.start(), api_key=server.api_key)
+        raw, processed = client["raw"], client["processed"]
+        for run in answer["runs"]:
+            start = raw[run["uid"]].start
+            derived = processed[run["result_uid"]]
+            primary = derived["primary"]
+            values, sigma = primary["values"].read(), primary["sigma"].read()
+            if derived.start["raw_uid"] != run["uid"]:
+                wrong.append(f"{run['result_uid']} does not name its raw run")
+            if values.shape != sigma.shape or not np.isfinite(values).any():
+                wrong.append(f"{run['result_uid']}: values {values.shape}, sigma {sigma.shape}")
+            if not derived.start["provenance"]["weights_sha256"]:
+                wrong.append(f"{run['result_uid']}: no weights in the provenance")
+            if run["purpose"] == "fine":
+                for key in ("parent_uid", "region", "proposal"):
+                    if not start.get(key):
+                        wrong.append(f"fine run {run['uid']} does not name its {key}")
+    finally:
+        server.stop()
+    return wrong + list(answer["problems"])
+
+
+def main() -> int:
+    """Print what is wrong; exit status 1 when there is something."""
+    out, file = Path(sys.argv[1]), Path(sys.argv[2])
+    answer = json.loads(file.read_text())
+    wrong = check(out, answer)
+    print("\n".join(wrong) or f"{len(answer['runs'])} runs resolve in Tiled, report present")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+# What a bare machine needs: GNU make and Python 3.11 or newer with its venv module. Everything else goes into .venv.
+#
+#   make demo    the main job: simulated beamline, service, worker, Tiled, rescan, report
+#   make test    the tests
+#   make lint    ruff, pyright, import contracts
+#   make bench   the figures of docs/benchmarks.md, measured on this machine
+#
+# PIP_ARGS reaches pip, for example an index that holds the CPU build of torch.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "inscan needs Python 3.11 or newer; this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable . --group dev
+	touch $@
+
+demo: setup
+	$(BIN)/inscan demo $(DEMO_ARGS)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
