@@ -1,0 +1,174 @@
+"""Commands that ask a running service, or Tiled, and print what they hear."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+State = Annotated[
+    Path | None,
+    typer.Option("--state", help="state directory of the service (default: the user's)"),
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands of this module."""
+    for command in (status, jobs, proposals, approve, refuse, show, doctor):
+        app.command()(command)
+
+
+def _ask(state: Path | None, op: str, **fields: Any) -> dict[str, Any]:
+    from inscan.callbacks.request import request
+    from inscan.service.settings import default_state_dir
+
+    return request(state or default_state_dir(), op, **fields)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def _rows(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    table = Table(title=title, title_justify="left")
+    for heading in columns:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*("" if row.get(key) is None else str(row[key]) for key in columns.values()))
+    Console().print(table)
+
+
+def status(state: State = None, as_json: Json = False) -> None:
+    """Say what the running service is doing."""
+    answer = _ask(state, "status")
+    if as_json:
+        _print_json(answer)
+        return
+    console = Console()
+    for key, value in answer.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            _rows(key, value, {name: name for name in value[0]})
+        elif isinstance(value, dict):
+            console.print(f"{key}: " + (", ".join(f"{k} {v}" for k, v in value.items()) or "none"))
+        else:
+            console.print(f"{key}: {value}")
+
+
+def jobs(
+    state: State = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="only failed ones, with the reason")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the jobs of the journal."""
+    answer = _ask(state, "jobs", state="failed" if failed else None)["jobs"]
+    if as_json:
+        _print_json(answer)
+        return
+    columns = {"scan": "scan_id", "run": "run_uid", "recipe": "recipe", "state": "state"}
+    columns |= {"verdict": "verdict", "result": "result_uid", "reason": "reason"}
+    _rows(f"{len(answer)} jobs", answer, columns)
+
+
+def proposals(
+    state: State = None,
+    run: Annotated[str | None, typer.Option("--run", help="only those of one run (uid)")] = None,
+    as_json: Json = False,
+) -> None:
+    """List rescan proposals: where, why, how long, and what has been decided."""
+    answer = _ask(state, "proposals", run_uid=run)["proposals"]
+    if as_json:
+        _print_json(answer)
+        return
+    rows = [row | {"n": len(row.get("regions", []))} for row in answer]
+    columns = {"id": "id", "run": "run_uid", "state": "state", "regions": "n"}
+    columns |= {"time (s)": "time_s", "who": "who", "reason": "reason"}
+    _rows(f"{len(rows)} proposals", rows, columns)
+
+
+Proposal = Annotated[str, typer.Argument(help="id of the proposal, or its first characters")]
+Why = Annotated[str, typer.Option("--reason", help="kept in the journal")]
+
+
+def _decide(op: str, proposal: str, reason: str, state: Path | None) -> None:
+    import getpass
+
+    answer = _ask(state, op, proposal=proposal, who=getpass.getuser(), reason=reason)
+    typer.echo(f"proposal {answer.get('id', proposal)}: {answer.get('state', op)}")
+
+
+def approve(proposal: Proposal, reason: Why = "", state: State = None) -> None:
+    """Let a proposed rescan be taken."""
+    _decide("approve", proposal, reason, state)
+
+
+def refuse(proposal: Proposal, reason: Why = "", state: State = None) -> None:
+    """Forbid a proposed rescan."""
+    _decide("refuse", proposal, reason, state)
+
+
+def show(
+    run: Annotated[
+        str | None, typer.Argument(help="scan number, or uid (its first characters will do)")
+    ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live", help="follow running scans until Ctrl-C, one page that renews itself"
+        ),
+    ] = False,
+    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("."),
+    state: State = None,
+    tiled: Annotated[
+        str | None, typer.Option(help="address of a Tiled; default: the service's")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw raw, result, sigma and difference of a run, or follow a running one."""
+    from inscan.service.settings import default_state_dir
+
+    folder = state or default_state_dir()
+    if live:
+        from inscan.service.live import follow
+
+        follow(folder, out, run, tell=typer.echo)
+        return
+    if run is None:
+        raise ValueError("which run? give a scan number or uid, or --live for the running scan")
+    from inscan.service.show import show as draw
+    from inscan.service.show import tiled_of
+
+    answer = draw(tiled_of(folder, tiled), run, out)
+    if as_json:
+        _print_json(answer)
+        return
+    for key, value in answer.items():
+        typer.echo(f"{key}: {value}")
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="settings file to check with")] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Check what works here, what does not, and what to do about it. Exit status 1 if something does not."""
+    from dataclasses import asdict
+
+    from inscan.service.doctor import examine
+    from inscan.service.settings import load_settings
+
+    checks = examine(load_settings(config, state_dir=state))
+    if as_json:
+        _print_json([asdict(check) for check in checks])
+    else:
+        for check in checks:
+            mark = "ok " if check.ok else "NOT"
+            typer.echo(f"{mark} {check.name}: {check.detail}")
+            if not check.ok:
+                typer.echo(f"    {check.remedy}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,270 @@
+"""One job in, one processed result out: the only module that knows both the spool's arrays and the models."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from inscan.models import n2n, regions, subspace, superres, xanes
+from inscan.models.channels import sum_channels
+from inscan.models.estimate import Estimate
+from inscan.service.messages import InferenceJob
+from inscan.service.processed import Processed, ResultArray
+
+LEVEL = 0.9
+"""Coverage of the intervals that every result carries as `lower` and `upper`."""
+
+Progress = Callable[[float], None]
+Arrays = Mapping[str, np.ndarray]
+
+_MAP = ("element", "row", "col")
+_STACK = ("energy", "row", "col")
+_PLANE = ("row", "col")
+
+
+def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
+    """Run the job's recipe on its arrays.
+
+    Parameters
+    ----------
+    job : InferenceJob
+        Recipe, parameters (keyword arguments of the method) and what the assembler knows of the run (`meta`).
+    arrays : mapping of str to ndarray
+        XRF: `counts` (channel, element, row, col), `exposure` (channel, row, col), `measured` (row, col), and
+        `background` where it comes from spectra. TXM: `transmission` and `variance` (energy, row, col), `measured`.
+    progress : callable
+        Called with the fraction done, 0 to 1; it also tells the broker that the job is alive.
+
+    Returns
+    -------
+    Processed
+        XRF: `values`, `sigma`, `lower`, `upper`, `raw` (element, row, col) in counts/s of the channel sum at
+        the reference I0 (live time and I0 divided out, so that surveys and fine maps compare), `measured`.
+        TXM: the same in transmission (energy, row, col), and the chemistry: `edge_energy`,
+        `edge_energy_sigma`, `edge_energy_raw` (row, col) in eV, `fractions`, `fractions_sigma`,
+        `fractions_raw` (reference, row, col).
+
+    Raises
+    ------
+    ValueError
+        When the recipe does not fit the arrays; the message names both.
+    """
+    recipes = {"n2n": _n2n, "superres": _superres, "subspace": _subspace}
+    if job.recipe not in recipes:
+        raise ValueError(
+            f"recipe {job.recipe!r} of run {job.run_uid}: the service runs {sorted(recipes)}; "
+            "change `method.name` in the beamline's profile"
+        )
+    progress(0.0)
+    return recipes[job.recipe](job, arrays, progress)
+
+
+def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
+    _need(job, arrays, "counts", "exposure", "measured")
+    names, measured = list(job.meta["elements"]), np.asarray(arrays["measured"], dtype=bool)
+    total, raw = _channel_sum(arrays)
+    estimate = n2n.denoise(
+        np.asarray(arrays["counts"]),
+        exposure=np.asarray(arrays["exposure"]),
+        background=arrays.get("background"),
+        background_variance=arrays.get("background_variance"),
+        measured=measured,
+        **job.parameters,
+    )
+    progress(0.8)
+    found = _regions(job, total, measured, names)
+    progress(0.9)
+    results = _with_interval(estimate, raw, _MAP, "counts/s", names)
+    results.append(ResultArray("measured", _PLANE, "", measured))
+    return Processed(results, _report(job, estimate), found)
+
+
+def _superres(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
+    _need(job, arrays, "counts", "exposure", "measured")
+    names, measured = list(job.meta["elements"]), np.asarray(arrays["measured"], dtype=bool)
+    total, _ = _channel_sum(arrays)
+    parameters = {"factor": 2} | job.parameters
+    estimate = superres.upscale(total, measured=measured, **parameters)
+    progress(0.8)
+    found = _regions(job, total, measured, names)
+    factor = estimate.values.shape[1] // total.shape[1]
+    fine = np.ones((1, factor, factor), dtype=np.float32)
+    results = _with_interval(
+        estimate,
+        np.kron(np.where(measured, total, np.nan), fine),
+        _MAP,
+        "counts per survey pixel",
+        names,
+    )
+    results.append(ResultArray("measured", _PLANE, "", np.kron(measured, fine[0]).astype(bool)))
+    return Processed(results, _report(job, estimate) | {"factor": factor}, found)
+
+
+def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
+    _need(job, arrays, "transmission", "variance")
+    energies = np.asarray(job.meta["energies_ev"], dtype=np.float64)
+    transmission, variance = np.asarray(arrays["transmission"]), np.asarray(arrays["variance"])
+    measured = arrays.get("measured")
+    recorded = np.isfinite(transmission).any(axis=(1, 2))
+    if measured is not None:
+        flags = np.asarray(measured, dtype=bool)
+        recorded &= flags.reshape(len(flags), -1).any(axis=1)
+    if recorded.sum() < 2:
+        raise ValueError(
+            f"run {job.run_uid}: {int(recorded.sum())} energies with transmission; a subspace needs at least 2"
+        )
+    # A snapshot has only its first energies; an aborted scan never gets the others.
+    part = np.ascontiguousarray(transmission[recorded])
+    part_variance = np.ascontiguousarray(variance[recorded])
+    part_measured = None if measured is None else np.asarray(measured, dtype=bool)[recorded]
+    estimate = subspace.denoise(
+        part, variance=part_variance, measured=part_measured, **job.parameters
+    )
+    progress(0.7)
+    labels = [f"{energy:.2f} eV" for energy in energies[recorded]]
+    results = _with_interval(estimate, part, _STACK, "transmission", labels)
+    report = _report(job, estimate) | {"energies_ev": energies[recorded].tolist()}
+    results += _chemistry(job, energies[recorded], estimate, part, part_variance, report)
+    progress(0.95)
+    return Processed(results, report, [])
+
+
+def _chemistry(
+    job: InferenceJob,
+    energies: np.ndarray,
+    estimate: Estimate,
+    raw: np.ndarray,
+    raw_variance: np.ndarray,
+    report: dict[str, Any],
+) -> list[ResultArray]:
+    """Edge energies and fractions of references, from optical density, which is taken only after denoising."""
+    density, variance = xanes.optical_density(estimate.values, np.square(estimate.sigma))
+    raw_density, raw_density_variance = xanes.optical_density(raw, raw_variance)
+    results = []
+    try:
+        edge = xanes.edge_energy(density, energies, variance=variance)
+        noisy = xanes.edge_energy(
+            raw_density, energies, variance=raw_density_variance, min_jump=0.0
+        )
+    except ValueError as error:
+        # Too few energies on one side of the edge: usual for a snapshot, worth a word for a final.
+        report["chemistry"] = f"no edge map: {error}"
+        return []
+    where = np.isfinite(edge.energy)
+    results += [
+        ResultArray("edge_energy", _PLANE, "eV", edge.energy),
+        ResultArray("edge_energy_sigma", _PLANE, "eV", edge.sigma),
+        ResultArray("edge_energy_raw", _PLANE, "eV", np.where(where, noisy.energy, np.nan)),
+    ]
+    references = job.meta.get("references") or []
+    if len(references) >= 2:
+        spectra = np.stack(
+            [np.interp(energies, one["energies_ev"], one["absorption"]) for one in references]
+        )
+        names = [str(one["name"]) for one in references]
+        for suffix, stack, stack_variance in (
+            ("", density, variance),
+            ("_raw", raw_density, raw_density_variance),
+        ):
+            try:
+                fit = xanes.fit_references(stack, energies, spectra, variance=stack_variance)
+            except ValueError as error:
+                report["chemistry"] = f"no fractions: {error}"
+                break
+            results.append(
+                ResultArray(f"fractions{suffix}", ("reference", *_PLANE), "", fit.fractions, names)
+            )
+            if not suffix:
+                results.append(
+                    ResultArray("fractions_sigma", ("reference", *_PLANE), "", fit.sigma, names)
+                )
+    return results
+
+
+def _channel_sum(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of the healthy channels together, and the same as a count rate (the raw map people know).
+
+    Returns
+    -------
+    total, raw : ndarray of float32, shape (element, row, col)
+        Counts, 0 where nothing was measured; and counts/s of the channel sum at the reference I0, background
+        removed, NaN where nothing was measured.
+    """
+    measured = np.asarray(arrays["measured"], dtype=bool)
+    counts = np.where(measured, arrays["counts"], 0).astype(np.float32)
+    light = np.where(measured, arrays["exposure"], 0.0).astype(np.float32)[:, None]
+    summed = sum_channels(counts, np.broadcast_to(light, counts.shape))
+    net = summed.counts
+    if "background" in arrays:
+        net = net - np.where(measured, arrays["background"], 0)[summed.used].sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        raw = np.where(summed.exposure > 0, net / summed.exposure, np.nan)
+    return summed.counts, raw.astype(np.float32)
+
+
+def _regions(
+    job: InferenceJob, total: np.ndarray, measured: np.ndarray, names: list[str]
+) -> list[dict[str, Any]]:
+    """Pixel boxes worth measuring again, for finals whose profile wants them; found on counts, not on the estimate."""
+    wanted = job.meta.get("rescan")
+    if job.kind != "final" or not wanted or not measured.any():
+        return []
+    element = wanted.get("element")
+    if element is not None and element not in names:
+        raise ValueError(
+            f"rescan.element {element!r} is not among the elements of run {job.run_uid}: {names}"
+        )
+    boxes = regions.find_regions(
+        total,
+        element="unlike" if element is None else names.index(element),
+        measured=measured,
+        scale_px=(0.7 * wanted["scale"], wanted["scale"], 1.6 * wanted["scale"]),
+        max_regions=int(wanted["max_regions"]),
+        min_score=wanted.get("min_score"),
+        names=names,
+    )
+    return [_plain(asdict(box) | {"element_name": names[box.element]}) for box in boxes]
+
+
+def _with_interval(
+    estimate: Estimate, raw: np.ndarray, dims: tuple[str, ...], units: str, labels: list[str]
+) -> list[ResultArray]:
+    low, high = estimate.interval(LEVEL)
+    return [
+        ResultArray("values", dims, units, estimate.values, labels),
+        ResultArray("sigma", dims, units, estimate.sigma, labels),
+        ResultArray("lower", dims, units, low, labels),
+        ResultArray("upper", dims, units, high, labels),
+        ResultArray("raw", dims, units, raw.astype(np.float32), labels),
+    ]
+
+
+def _report(job: InferenceJob, estimate: Estimate) -> dict[str, Any]:
+    report = {key: _plain(value) for key, value in estimate.report.items()}
+    report["interval_level"] = LEVEL
+    warnings = [str(text) for text in job.meta.get("warnings", [])]
+    if warnings:
+        report["assembly_warnings"] = warnings
+    return report
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars and arrays as plain numbers and lists, so that the report is JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _need(job: InferenceJob, arrays: Arrays, *names: str) -> None:
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"recipe {job.recipe!r} of run {job.run_uid} needs {missing}; the assembled run has {sorted(arrays)}"
+        )
