@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,28 +15,15 @@ from inscan.callbacks.frame_sets import (
     pooled,
     scatter_between,
 )
+from inscan.callbacks.transmission import Camera, Flat, transmission
 from inscan.callbacks.updates import Allocate, Notes
 
 __all__ = ["StackArrays", "Stream"]
 
 Stream = Literal["primary", "dark", "flat"]
 
-# A flat that is less than this many standard deviations above the dark does not light the pixel.
-_LIT_SIGMAS = 3.0
 # Changes of dark or flat that are followed as they come; after that only when a result is due.
 _EARLY_REBUILDS = 4
-
-
-@dataclass(frozen=True)
-class _Light:
-    """Flat minus dark: 1 / (flat - dark), 0 where masked, and the variance of the flat.
-
-    All (row, col) float32, good bool.
-    """
-
-    inverse: np.ndarray
-    variance: np.ndarray
-    good: np.ndarray
 
 
 class StackArrays:
@@ -98,17 +84,23 @@ class StackArrays:
         # What dark and flat were when an energy was last normalised; -1: never.
         self._version = 0
         self._normalised_with = np.full(n_energies, -1)
-        # Flats as (mean, good, number of frames): one, or one per energy; and how often they changed.
-        self._beams: list[tuple[np.ndarray, np.ndarray, int]] = []
+        # One flat, or one per energy; and how often they changed.
+        self._beams: list[Flat] = []
         self._beams_version = -1
         self._rebuilt = 0
-        self._light: _Light | None = None
-        self._dark_variance = np.float32(0)
+        self._camera: Camera | None = None
+        # Energies with any measured pixel.
+        self._any = np.zeros(n_energies, bool)
 
     @property
     def n_primary(self) -> int:
         """Energies whose frames have come."""
         return int((self._n_frames > 0).sum())
+
+    @property
+    def done(self) -> np.ndarray:
+        """Energies with any measured pixel, (energy,) bool."""
+        return self._any
 
     @property
     def can_normalise(self) -> bool:
@@ -132,8 +124,8 @@ class StackArrays:
             return
         index = seq_num - 1
         good = good_pixels(frames, self._saturation)
-        self._frames[index] = mean_frame(frames)
-        if good.all():
+        mean_frame(frames, self._frames[index])
+        if good is None:
             self._masks.pop(index, None)
         else:
             self._masks[index] = good
@@ -162,24 +154,18 @@ class StackArrays:
                 return
             self._rebuilt += 1
             self._update_beams(energies_ev, tolerance_ev)
-        gain, read = np.float32(self.adu_per_photon or 0), np.float32(self.read_noise_adu**2)
+        if self._camera is None:
+            return
         for index in stale.tolist():
-            light = self._light or self._lit(*self._beams[index])
-            good = light.good & self._masks[index] if index in self._masks else light.good
-            above = self._frames[index] - self._dark
-            transmission, variance = self._transmission[index], self._variance[index]
-            np.multiply(above, light.inverse, out=transmission)
-            np.clip(above, 0, None, out=above)
-            n = np.float32(self._n_frames[index])
-            np.multiply(above, gain / n, out=variance)
-            variance += read / n
-            variance += (1 - transmission) ** 2 * self._dark_variance
-            variance += transmission**2 * light.variance
-            variance *= light.inverse**2
-            if not good.all():
-                transmission[~good] = 0
-                variance[~good] = 0
-            self._measured[index] = good
+            transmission(
+                self._frames[index],
+                int(self._n_frames[index]),
+                self._camera,
+                self._beams[index if len(self._beams) > 1 else 0],
+                self._masks.get(index),
+                (self._transmission[index], self._variance[index], self._measured[index]),
+            )
+            self._any[index] = self._measured[index].any()
             self._normalised_with[index] = self._version
 
     def take(self, energies_ev: np.ndarray, tolerance_ev: float) -> dict[str, np.ndarray]:
@@ -210,7 +196,8 @@ class StackArrays:
         self._dark[...] = dark
         self._noise(darks, list(flats.values()), dark)
         read = self.read_noise_adu**2
-        self._dark_variance = np.float32(read / n_dark)
+        camera = Camera(self._dark, read / n_dark, self.adu_per_photon or 1.0, read)
+        self._camera = camera
 
         energies = self._energies_of_flats(flats, energies_ev)
         spread = max(energies.values(), default=0.0) - min(energies.values(), default=0.0)
@@ -219,12 +206,14 @@ class StackArrays:
             if self._flat is None:
                 self._flat = self._allocate("flat", self.size, np.dtype(np.float32))
             self._flat[...] = flat
-            self._beams = [(self._flat, good & dark_good, n)]
-            self._light = self._lit(*self._beams[0])
+            beams = [(self._flat, good, n)]
         else:
-            self._beams = self._beams_per_energy(flats, energies, energies_ev, tolerance_ev)
-            self._beams = [(flat, good & dark_good, n) for flat, good, n in self._beams]
-            self._light = None
+            beams = self._beams_per_energy(flats, energies, energies_ev, tolerance_ev)
+        self._beams = [
+            Flat(flat, good & dark_good & camera.lit(flat, n), n) for flat, good, n in beams
+        ]
+        if not all(beam.good.all() for beam in self._beams):
+            self._notes.set(_UNLIT, 1)
         self._beams_version = self._version
 
     def _energies_of_flats(
@@ -274,19 +263,6 @@ class StackArrays:
             beams.append((self._flat_per_energy[index], good, n))
         self._notes.set(_NO_FLAT, between)
         return beams
-
-    def _lit(self, flat: np.ndarray, good: np.ndarray, n: int) -> _Light:
-        lit = flat - self._dark
-        gain = np.float32(self.adu_per_photon or 0)
-        variance = (gain * np.clip(lit, 0, None) + np.float32(self.read_noise_adu**2)) / n
-        good = good & (lit > _LIT_SIGMAS * np.sqrt(variance + self._dark_variance)) & (lit > 0)
-        if not good.all():
-            self._notes.set(
-                "pixels that dark or flat leave without light: masked", int((~good).sum())
-            )
-        inverse = np.zeros_like(lit)
-        np.divide(np.float32(1), lit, out=inverse, where=good)
-        return _Light(inverse, variance.astype(np.float32), good)
 
     def _noise(self, darks: list[FrameSet], flats: list[FrameSet], dark: np.ndarray) -> None:
         """Find read noise and ADU per photon from frames that were repeated."""

@@ -42,9 +42,12 @@ class FrameSet:
     scatter: float
 
 
-def frame_set(frames: np.ndarray, good: np.ndarray) -> FrameSet:
-    """Summarise frames (frame, row, col) whose good pixels are known."""
-    mean = mean_frame(frames)
+def frame_set(frames: np.ndarray, good: np.ndarray | None) -> FrameSet:
+    """Summarise frames (frame, row, col); ``good`` as `good_pixels` returns it."""
+    mean = np.empty(frames.shape[1:], np.float32)
+    mean_frame(frames, mean)
+    if good is None:
+        good = np.ones(mean.shape, bool)
     mean[~good] = 0
     scatter = float("nan")
     if len(frames) > 1 and good.any():
@@ -52,23 +55,31 @@ def frame_set(frames: np.ndarray, good: np.ndarray) -> FrameSet:
     return FrameSet(len(frames), mean, good, scatter)
 
 
-def good_pixels(frames: np.ndarray, saturation: float | None) -> np.ndarray:
-    """Return where every frame is finite, not negative and below saturation, (row, col) bool."""
-    good = np.ones(frames.shape[1:], bool)
-    if frames.dtype.kind == "f":
-        good &= np.isfinite(frames).all(axis=0)
-    if frames.dtype.kind != "u":
-        good &= (frames >= 0).all(axis=0)
-    if saturation is not None:
-        good &= frames.max(axis=0) < saturation
-    return good
+def good_pixels(frames: np.ndarray, saturation: float | None) -> np.ndarray | None:
+    """Return where every frame is finite, not negative and below saturation.
+
+    Returns
+    -------
+    ndarray or None
+        (row, col) bool; None: everywhere, the usual case, which costs one pass.
+    """
+    limit = np.inf if saturation is None else saturation
+    # A comparison with nan is false, also that of an extreme of values with nan among them.
+    if frames.max() < limit and (frames.dtype.kind == "u" or frames.min() >= 0):
+        return None
+    return np.logical_and.reduce((frames >= 0) & (frames < limit), axis=0)
 
 
-def mean_frame(frames: np.ndarray) -> np.ndarray:
-    """Return the mean over frames, (row, col) float32."""
+def mean_frame(frames: np.ndarray, out: np.ndarray) -> None:
+    """Write the mean over frames to ``out``, (row, col) float32."""
     small = frames.dtype.kind == "u" and frames.dtype.itemsize <= 2 and len(frames) <= _EXACT_FRAMES
-    total = frames.sum(axis=0, dtype=np.float32 if small else np.float64)
-    return (total / total.dtype.type(len(frames))).astype(np.float32)
+    total = out if small else np.zeros(out.shape)
+    total[...] = frames[0]
+    for frame in frames[1:]:
+        np.add(total, frame, out=total)
+    np.divide(total, len(frames), out=total)
+    if not small:
+        out[...] = total
 
 
 def scatter_between(frames: list[np.ndarray], good: np.ndarray) -> float:

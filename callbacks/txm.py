@@ -10,6 +10,7 @@ import numpy as np
 from inscan.callbacks.energy_stack import StackArrays, Stream
 from inscan.callbacks.lines import EmissionLine
 from inscan.callbacks.profile import BeamlineProfile, start_value
+from inscan.callbacks.references import Reference
 from inscan.callbacks.run_meta import run_meta
 from inscan.callbacks.units import scale
 from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update, from_stream
@@ -62,6 +63,7 @@ class EnergyStack:
         self._read = np.full(self._energies.size, np.nan)
         self._taken: dict[tuple[str, int], float] = {}
         self._arrays: StackArrays | None = None
+        self._standards: list[Reference] | None = None
         self._snapshots = 0
 
     def wants(self, stream: str) -> bool:
@@ -157,7 +159,7 @@ class EnergyStack:
                 continue
             self._arrays.place(kind, seq_num, frames.reshape(-1, *self._arrays.size))
         if kind == "primary":
-            self._arrays.normalise(self._energies_ev(), self._tolerance, early=True)
+            self._arrays.normalise(self._energies, self._tolerance, early=True)
 
     def snapshot_due(self) -> bool:
         every = self._profile.method.snapshot_rows
@@ -179,8 +181,9 @@ class EnergyStack:
                 f" frames: there is no transmission"
             )
         energies = self._energies_ev()
-        arrays = self._arrays.take(energies, self._tolerance)
-        measured = arrays["measured"].any(axis=(1, 2))
+        # Flats belong to planned energies: which, must not depend on what has been read back so far.
+        arrays = self._arrays.take(self._energies, self._tolerance)
+        measured = self._arrays.done
         if final is not None and not measured.any():
             return self.rejected(f"the run ended ({status}) without a measured pixel")
         off = np.abs(energies - self._energies) > self._tolerance
@@ -236,7 +239,9 @@ class EnergyStack:
 
     def _references(self, energies: np.ndarray) -> list[dict[str, Any]]:
         found = []
-        for reference in self._standards():
+        if self._standards is None:
+            self._standards = self._read_standards()
+        for reference in self._standards:
             try:
                 values = reference.at(energies)
             except ValueError as error:
@@ -251,9 +256,9 @@ class EnergyStack:
             )
         return found
 
-    def _standards(self) -> list[Any]:
+    def _read_standards(self) -> list[Reference]:
         try:
-            return list(self._profile.references())
+            return self._profile.references()
         except (OSError, ValueError) as error:
             self._notes.add("no standards, no chemical map", str(error))
             return []
