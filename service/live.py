@@ -13,11 +13,12 @@ from inscan.service.figures import render_run, write_page
 from inscan.service.pictures import picture_of
 from inscan.service.result_file import ResultFileError
 from inscan.service.results import NoResult, NoSuchRun, Results, Shown, from_file
-from inscan.service.show import TiledAccess
+from inscan.service.show import TiledAccess, tiled_of
 
 REFRESH_S = 2.0
 _LOOK_S = 2.0
 """Between two questions for a run that has begun."""
+_MOST_RUNS = 1000
 
 
 class LiveView:
@@ -55,89 +56,129 @@ class LiveView:
 
 def follow(
     state_dir: Path,
-    view: LiveView,
+    out: Path,
+    run: str | None = None,
     *,
-    run_uid: str | None = None,
-    access: TiledAccess | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    access: TiledAccess | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
-    """Draw the snapshots of a running scan as they come, and its final.
+    """Draw the snapshots of a running scan as they come, then its final.
 
     Parameters
     ----------
     state_dir : Path
         State directory of the service; snapshots are read from it, so it is on this machine.
-    run_uid : str or None
-        None: the newest run that has begun and not ended, waiting for one if need be.
-    access : TiledAccess or None
-        Where the final is read; None to end with the last snapshot.
+    out : Path
+        Folder of `live.png` and `live.html`.
+    run : str or None
+        Scan number or uid, or the beginning of one; it ends with that run. None: one running scan after the other,
+        until `stop` or Ctrl-C.
     tell : callable
         Gets a sentence at each step.
+    access : TiledAccess or None
+        Where the final is read; None for the service's own.
     stop : Event or None
         Set it to end early.
 
     Returns
     -------
     dict
-        Outcome of the run; empty when ended early.
+        Outcome of the last run that was followed to its end; empty when there was none.
 
     Raises
     ------
     ConnectionError
         When no service answers.
+    LookupError
+        When the service knows no such run, or several.
     """
     stop = stop or threading.Event()
-    location = locate(state_dir, explicit=None, profile=None)
+    view = LiveView(out)
+    access = access or tiled_of(state_dir)
     link = Link()
+    outcome: dict[str, Any] = {}
     try:
-        link.connect(location.address)
-        if run_uid is None:
-            run_uid = _next_run(state_dir, link, tell, stop)
+        link.connect(locate(state_dir, explicit=None, profile=None).address)
+        over: set[str] = set()
         while not stop.is_set():
-            # Asked again and again: a service that was started anew does not know who watches.
-            asked = link.send("WATCH", {"run": run_uid})
-            link.wait(_LOOK_S if asked else 0.05)
-            for message in link.messages():
-                if message.header.get("run") != run_uid:
-                    continue
-                if message.kind == "SNAPSHOT" and view.update(Path(message.header["path"])):
-                    tell(f"run {str(run_uid)[:8]}: {message.header['rows']} rows")
-                elif message.kind == "OUTCOME":
-                    return _final(message.chunks[0], view, access, tell)
-        return {}
+            uid = _known(state_dir, run) if run else _next(state_dir, over, link, tell, stop)
+            if uid is None:
+                break
+            ended = _watch(uid, link, view, access, tell, stop)
+            outcome = ended or outcome
+            over.add(uid)
+            if run:
+                break
     finally:
         link.close()
+    return outcome
 
 
-def _next_run(
-    state_dir: Path, link: Link, tell: Callable[[str], None], stop: threading.Event
-) -> str:
-    told = False
+def _known(state_dir: Path, wanted: str) -> str:
+    rows = request(state_dir, "runs", limit=_MOST_RUNS)["runs"]
+    found = [row["run_uid"] for row in rows if row["run_uid"].startswith(wanted)]
+    found = found or [row["run_uid"] for row in rows if str(row["scan_id"]) == wanted][:1]
+    if len(found) != 1:
+        raise NoSuchRun(
+            f"{wanted!r} begins the uids of {len(found)} runs; give more of it"
+            if found
+            else f"no run {wanted!r} has come to the service of {state_dir}"
+        )
+    return found[0]
+
+
+def _next(
+    state_dir: Path,
+    over: set[str],
+    link: Link,
+    tell: Callable[[str], None],
+    stop: threading.Event,
+) -> str | None:
+    """The newest running scan that was not followed yet, as soon as there is one; None when told to stop."""
+    tell("waiting for a scan")
     while not stop.is_set():
-        runs = request(state_dir, "runs", state="open", limit=1)["runs"]
-        if runs:
-            tell(f"following scan {runs[0]['scan_id']}, run {runs[0]['run_uid'][:8]}")
-            return runs[0]["run_uid"]
-        if not told:
-            tell("no scan is running; waiting for one")
-            told = True
+        for row in request(state_dir, "runs", state="open", limit=_MOST_RUNS)["runs"]:
+            if row["run_uid"] not in over:
+                tell(f"following scan {row['scan_id']}, run {row['run_uid'][:8]}")
+                return row["run_uid"]
         link.wait(_LOOK_S)
-    return ""
+    return None
+
+
+def _watch(
+    run_uid: str,
+    link: Link,
+    view: LiveView,
+    access: TiledAccess,
+    tell: Callable[[str], None],
+    stop: threading.Event,
+) -> dict[str, Any]:
+    while not stop.is_set():
+        # Asked again and again: a service that was started anew does not know who watches.
+        asked = link.send("WATCH", {"run": run_uid})
+        link.wait(_LOOK_S if asked else 0.05)
+        for message in link.messages():
+            if message.header.get("run") != run_uid:
+                continue
+            if message.kind == "SNAPSHOT" and view.update(Path(message.header["path"])):
+                tell(f"run {run_uid[:8]}: {message.header['rows']} rows, see {view.html}")
+            elif message.kind == "OUTCOME":
+                return _final(message.chunks[0], view, access, tell)
+    return {}
 
 
 def _final(
-    chunk: Any, view: LiveView, access: TiledAccess | None, tell: Callable[[str], None]
+    chunk: Any, view: LiveView, access: TiledAccess, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     outcome = dict(unpack(chunk))
     if outcome.get("status") != "done":
         tell(f"{outcome.get('status')}: {outcome.get('reason')}")
         return outcome
-    if access is not None:
-        try:
-            with Results(access.uri, access.api_key) as results:
-                view.draw(results.read(results.latest(outcome["result_uid"])))
-        except (NoResult, NoSuchRun, ConnectionError, PermissionError) as error:
-            tell(f"the final is not shown: {error}")
-    tell(f"done, verdict {outcome.get('verdict')}")
+    try:
+        with Results(access.uri, access.api_key) as results:
+            view.draw(results.read(results.latest(outcome["result_uid"])))
+    except (NoResult, NoSuchRun, ConnectionError, PermissionError) as error:
+        tell(f"the final is not shown: {error}")
+    tell(f"done, verdict {outcome.get('verdict')}, see {view.html}")
     return outcome

@@ -16,7 +16,7 @@ from inscan.service import derived
 from inscan.service.commit import Committer
 from inscan.service.ingest import Ingest
 from inscan.service.intake import Uses
-from inscan.service.live import LiveView, follow
+from inscan.service.live import follow
 from inscan.service.mailbox import Mailbox, Outcome, SnapshotDone
 from inscan.service.messages import InferenceJob, InferenceResult, derived_uid, job_key
 from inscan.service.processed import Processed, ResultArray
@@ -286,32 +286,40 @@ def test_a_running_scan_is_followed_to_its_end(
         "assembled": {"scan_id": 7009, "geometry": GEOMETRY, "rows_done": 2},
     }
     maps(tmp_path / "live.h5", {"verdict": "warn"}, meta)
-    view, said = LiveView(tmp_path / "out"), []
+    out, said, stop = tmp_path / "out", [], threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="ThreadPoolExecutor-follow") as pool:
-        following = pool.submit(follow, tmp_path, view, access=access, tell=said.append)
-        until(lambda: said == ["no scan is running; waiting for one"])
+        following = pool.submit(follow, tmp_path, out, tell=said.append, access=access, stop=stop)
+        until(lambda: said == ["waiting for a scan"])
         rig.open.set()
         until(lambda: rig.ingest.counts["WATCH"])
         rig.mailbox.post(SnapshotDone("run-live", 2, str(tmp_path / "gone.h5")))
         rig.mailbox.post(SnapshotDone("run-live", 2, str(tmp_path / "live.h5")))
-        until(lambda: view.pictures == 1)
-        page = view.html.read_text()
+        until(lambda: said[-1].startswith("run run-live: 2 rows"))
+        page = (out / "live.html").read_text()
         assert "so far (2 rows)" in page
         assert "refresh" in page
         uid = commit(http, folder, "run-live", 7009)
         outcome = {"run": "run-live", "status": "done", "result_uid": uid, "verdict": "pass"}
         rig.mailbox.post(Outcome("run-live", outcome))
-        assert following.result(20) == outcome
-    assert view.pictures == 2
-    assert "so far" not in view.html.read_text()
-    assert said[-1] == "done, verdict pass"
-    assert sorted(path.name for path in view.out_dir.iterdir()) == ["live.html", "live.png"]
-
-
-def test_following_ends_when_told(rig: Rig, tmp_path: Path, until: Until) -> None:
-    stop = threading.Event()
-    with ThreadPoolExecutor(1, thread_name_prefix="ThreadPoolExecutor-follow") as pool:
-        following = pool.submit(follow, tmp_path, LiveView(tmp_path), run_uid="other", stop=stop)
-        until(lambda: rig.ingest.counts["WATCH"])
+        until(lambda: said[-1] == "waiting for a scan")
+        assert said[-2].startswith("done, verdict pass")
         stop.set()
-        assert following.result(20) == {}
+        assert following.result(20) == outcome
+    assert "so far" not in (out / "live.html").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["live.html", "live.png"]
+
+
+def test_one_run_is_followed_by_its_number(
+    rig: Rig, access: TiledAccess, tmp_path: Path, until: Until
+) -> None:
+    rig.open.set()
+    said: list[str] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="ThreadPoolExecutor-follow") as pool:
+        following = pool.submit(follow, tmp_path, tmp_path, "7009", tell=said.append, access=access)
+        until(lambda: rig.ingest.counts["WATCH"])
+        outcome = {"run": "run-live", "status": "failed", "reason": "too slow"}
+        rig.mailbox.post(Outcome("run-live", outcome))
+        assert following.result(20) == outcome
+    assert said == ["failed: too slow"]
+    with pytest.raises(NoSuchRun, match="no run 'zz' has come"):
+        follow(tmp_path, tmp_path, "zz", access=access)
