@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inscan.service import doctor
-from inscan.service.doctor import Check
+from inscan.service.doctor import Check, examine
 from inscan.service.settings import load_settings
 
 
