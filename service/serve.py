@@ -94,6 +94,7 @@ class Service:
         if released:
             _log.info("%d jobs of workers that are gone are queued again", released)
         self._bind(profiles)
+        target = None if settings.tiled.uri is None else self._foreign_tiled(settings.tiled.uri)
         self._broker.start(self.addresses["spool"])
         self._spool_server.start()
         self._threads = {"broker": self._broker, "spool server": self._spool_server}
@@ -109,8 +110,7 @@ class Service:
         self._crew.start()
         self._stack.callback(self._crew.stop)
         # Workers load torch while Tiled starts.
-        target = self._tiled(profiles)
-        self._run_threads(target)
+        self._run_threads(target or self._embedded_tiled(profiles))
         state.announce(self.addresses)
         _log.info("ready: %s", ", ".join(f"{k} {v}" for k, v in self.addresses.items()))
 
@@ -174,10 +174,8 @@ class Service:
             self._ingest_open = False
             self._ingest.stop(_INGEST_GRACE_S)
 
-    def _tiled(self, profiles: list[BeamlineProfile]) -> Target:
+    def _embedded_tiled(self, profiles: list[BeamlineProfile]) -> Target:
         settings = self._settings
-        if settings.tiled.uri is not None:
-            return self._foreign_tiled(settings.tiled.uri)
         key = settings.tiled.api_key
         roots = [root for profile in profiles for root in profile.data_roots]
         embedded = EmbeddedTiled(

@@ -2,6 +2,7 @@
 own."""
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from inscan.callbacks.link import host_id
-from inscan.callbacks.run_meta import plain
 from inscan.service import device, spool, transfer
 from inscan.service.messages import Fail, InferenceJob, InferenceResult
 from inscan.service.processed import Processed
@@ -92,6 +92,19 @@ def explain(job: InferenceJob, error: Exception) -> Fail:
     else:
         code, retryable = "error", True
     return Fail(key=job.key, fence=job.fence, code=code, message=text, retryable=retryable)
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON can hold it: numpy's numbers and arrays as Python's, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
 def _meta(job: InferenceJob) -> dict[str, Any]:

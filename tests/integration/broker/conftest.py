@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from zmq.utils.garbage import gc
 
 from inscan.callbacks.link import host_id
 from inscan.service.broker import Broker
@@ -57,7 +58,8 @@ class Rig:
         )
         self.address = self.broker.bind()
         self.spool_server = SpoolServer(ANY, self.spool, self.broker.place_for)
-        self.broker.start(self.spool_server.bind())
+        self.spool_address = self.spool_server.bind()
+        self.broker.start(self.spool_address)
         self.spool_server.start()
 
     def close(self) -> None:
@@ -175,3 +177,10 @@ def rig(rig_in) -> Rig:
 def wait_until() -> Callable[..., Any]:
     """`until`, for tests: a conftest cannot be imported."""
     return until
+
+
+@pytest.fixture(scope="session", autouse=True)
+def zero_copy_thread() -> None:
+    """pyzmq starts a thread at the first zero-copy send and keeps it: have it before threads are counted."""
+    if not gc.is_alive():
+        gc.start()
