@@ -47,6 +47,8 @@ class FineRegion:
     time_s : float
         Predicted duration.
     area_um2 : float
+    dose : float
+        Exposure per area relative to the survey's.
     """
 
     region: RegionOfInterest
@@ -54,6 +56,7 @@ class FineRegion:
     extents: tuple[tuple[float, float], tuple[float, float]]
     time_s: float
     area_um2: float
+    dose: float
 
     def to_dict(self) -> dict[str, Any]:
         """The region's own mapping, and the scan beside it."""
@@ -63,6 +66,7 @@ class FineRegion:
             "extents": [list(axis) for axis in self.extents],
             "time_s": self.time_s,
             "area_um2": self.area_um2,
+            "dose": self.dose,
         }
 
 
@@ -79,7 +83,7 @@ class RescanProposal:
     dwell : float
         Seconds per pixel.
     dose : float
-        Exposure per area relative to the survey's.
+        Exposure per area relative to the survey's, the largest of its regions.
     dropped : tuple of Refusal
         Regions that were found and are not proposed.
     context : mapping

@@ -35,7 +35,8 @@ class _Plan:
     rules: Rescan
     step: tuple[float, float]
     dwell: float
-    dose: float
+    survey_exposure: float
+    """Seconds of exposure on a square motor unit."""
     um: tuple[float, float]
     """Micrometres in one motor unit, slow and fast."""
 
@@ -98,7 +99,7 @@ def propose(
         "units": (geometry.slow_units, geometry.fast_units),
         "step": plan.step,
         "dwell": plan.dwell,
-        "dose": plan.dose,
+        "dose": max((one.dose for one in kept), default=0.0),
     }
     if not kept:
         return _refused(base, dropped[0], **described)
@@ -182,7 +183,7 @@ def _plan(geometry: ScanGeometry, job: InferenceJob, rules: Rescan) -> _Plan:
             abs(geometry.fast_step) * rules.step_factor,
         ),
         dwell=dwell * rules.dwell_factor,
-        dose=rules.dwell_factor / rules.step_factor**2,
+        survey_exposure=dwell / abs(geometry.slow_step * geometry.fast_step),
         um=(scale(geometry.slow_units, "um"), scale(geometry.fast_units, "um")),
     )
 
@@ -204,12 +205,6 @@ def _whole(plan: _Plan, result: InferenceResult) -> Refusal | None:
             rules.soft_limits[motor].in_units(units)
         except ValueError as error:
             return Refusal("soft_limits", f"those of motor {motor} cannot be compared: {error}")
-    if rules.max_dose is not None and plan.dose > rules.max_dose:
-        text = (
-            f"dwell_factor {rules.dwell_factor:g} and step_factor {rules.step_factor:g} give {plan.dose:.4g} times the "
-            f"survey's exposure per area, {rules.max_dose:g} are allowed"
-        )
-        return Refusal("max_dose", text, rules.max_dose, plan.dose, "survey doses")
     if not result.regions:
         return Refusal("regions", "no place stands out from its surroundings")
     return None
@@ -243,14 +238,15 @@ def _fine(plan: _Plan, region: RegionOfInterest) -> FineRegion:
         extents=(slow, fast),
         time_s=rules.region_overhead + rows * (rules.row_overhead + cols * plan.dwell),
         area_um2=region.area * plan.um[0] * plan.um[1],
+        dose=rows * cols * plan.dwell / region.area / plan.survey_exposure,
     )
 
 
 def _points(low: float, high: float, step: float) -> tuple[int, tuple[float, float]]:
-    """Number of pixels that fit between two edges, and the centres of the first and last; what is left is shared."""
-    count = max(1, math.floor((high - low) / step + 1e-6))
-    middle, half = (low + high) / 2, (count - 1) * step / 2
-    return count, (middle - half, middle + half)
+    """Number of pixels nearest to `step` wide that fill a range, and the centres of the first and last."""
+    count = max(1, round((high - low) / step))
+    half = (high - low) / count / 2
+    return count, (low + half, high - half)
 
 
 def _choose(plan: _Plan, found: Sequence[FineRegion]) -> tuple[list[FineRegion], list[Refusal]]:
@@ -298,6 +294,12 @@ def _beyond_budget(rules: Rescan, kept: Sequence[FineRegion], fine: FineRegion) 
     if len(kept) + 1 > rules.max_regions:
         text = f"{rules.max_regions} regions with higher scores are taken"
         return Refusal("max_regions", text, rules.max_regions, len(kept) + 1, "", label)
+    if rules.max_dose is not None and fine.dose > rules.max_dose:
+        text = (
+            f"dwell_factor {rules.dwell_factor:g} and step_factor {rules.step_factor:g} give {fine.dose:.4g} times "
+            f"the survey's exposure per area, {rules.max_dose:g} are allowed"
+        )
+        return Refusal("max_dose", text, rules.max_dose, fine.dose, "survey doses", label)
     area = sum(one.area_um2 for one in kept) + fine.area_um2
     if area > rules.max_area:
         text = f"all regions together would cover {area:.4g} um^2, {rules.max_area:g} are allowed"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inscan.callbacks.geometry import ScanGeometry
 from inscan.callbacks.profile import BeamlineProfile, load_profile
 from inscan.callbacks.profile_sections import Rescan, SoftLimit
 from inscan.service.journal import Journal
@@ -243,31 +244,45 @@ def test_no_proposal_ever_exceeds_a_limit(
     shipped = load_profile("sim_xrf").model_copy(update={"rescan": rules})
     proposal = propose(job(geometry=geometry), result(boxes), shipped, START)
     assert proposal is not None
+    raster = ScanGeometry.from_dict(geometry)
     um = {"um": 1.0, "mm": 1000.0, "nm": 1e-3}
     area = time_s = 0.0
     assert len(proposal.regions) <= rules.max_regions
     assert len(proposal.regions) + len(proposal.dropped) >= (1 if not proposal.regions else 0)
     for one in proposal.regions:
-        sides = []
-        for motor, units, (first, last), step, count in (
-            ("sample_y", geometry["slow_units"], one.extents[0], proposal.step[0], one.shape[0]),
-            ("sample_x", geometry["fast_units"], one.extents[1], proposal.step[1], one.shape[1]),
+        for motor, units, (first, last), step in (
+            ("sample_y", geometry["slow_units"], one.extents[0], proposal.step[0]),
+            ("sample_x", geometry["fast_units"], one.extents[1], proposal.step[1]),
         ):
             soft = rules.soft_limits[motor]
             reach = RUN_UP_STEPS * step
             slack = 1e-9 * (abs(soft.low) + abs(soft.high) + 1)
             assert (first - reach) * um[units] >= soft.low - slack
             assert (last + reach) * um[units] <= soft.high + slack
-            sides.append(count * step * um[units])
         rows, cols = one.shape
         area += one.area_um2
         time_s += rules.region_overhead + rows * (rules.row_overhead + cols * proposal.dwell)
-        # The scan covers the region, and no more than it where that is larger than one pixel.
-        assert sides[0] * sides[1] <= one.area_um2 * (1 + 1e-6) or min(one.shape) == 1
+        # Pixels fill the region exactly.
+        edges = [
+            (last - first) / (count - 1) * count
+            for (first, last), count in zip(one.extents, one.shape, strict=True)
+            if count > 1
+        ]
+        ranges = [
+            high - low
+            for (low, high), count in zip(
+                (one.region.slow_range, one.region.fast_range), one.shape, strict=True
+            )
+            if count > 1
+        ]
+        assert edges == pytest.approx(ranges)
+        if rules.max_dose is not None:
+            coarse = abs(raster.slow_step * raster.fast_step) / 0.01
+            assert rows * cols * proposal.dwell / one.region.area * coarse <= rules.max_dose * (
+                1 + 1e-9
+            )
     assert area <= rules.max_area
     assert time_s <= rules.max_time * (1 + 1e-9)
-    if proposal.regions and rules.max_dose is not None:
-        assert rules.dwell_factor / rules.step_factor**2 <= rules.max_dose
 
 
 # States
