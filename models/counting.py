@@ -38,7 +38,7 @@ __all__ = [
 
 _BLUR = 1.5  # pixels; noise in correlations falls 28-fold, structure of the maps hardly
 _HELD = 0.2
-_WEIGHTS = (0.0, 0.5, 1.0)
+_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ calls `train_n2n`. The same plan on the same machine and number of threads gives
 """
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,26 @@ from inscan.models.pool import POOL_VERSION, training_pool
 from inscan.models.training import Trained, TrainingPlan, train_denoiser
 from inscan.models.weights import SHIPPED, Weights, load_weights, save_weights
 
-__all__ = ["publish", "train_n2n"]
+__all__ = ["SHIPPED_PLANS", "publish", "train_n2n"]
+
+SHIPPED_PLANS = (
+    TrainingPlan(steps=2500, hold=1.0, shapes=((16, 64),)),
+    TrainingPlan(steps=1400, seed=1, rate=1.5e-3, shapes=((7, 96),)),
+)
+"""What the shipped weights come from, one after the other: small crops, then larger context."""
 
 _POOL = 1500
 _POOL_SEED = 1
-_CALIBRATION_POOL = 160
+_CALIBRATION_POOL = 90
 _CALIBRATION_SEED = 900_001  # never one of the training's
 
 
 def train_n2n(
     folder: Path = SHIPPED,
-    plan: TrainingPlan | None = None,
+    plans: Sequence[TrainingPlan] = SHIPPED_PLANS,
     *,
     samples: int = _POOL,
+    calibration: int = _CALIBRATION_POOL,
     device: str | torch.device | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Weights:
@@ -42,10 +49,13 @@ def train_n2n(
     ----------
     folder : Path
         Where `denoiser.safetensors` and its card go; the package's own weights by default.
-    plan : TrainingPlan, optional
-        The shipped weights come from the default one: about 40 minutes on two CPU cores.
+    plans : sequence of TrainingPlan
+        Each goes on from the weights of the one before. The default took half an hour on one busy
+        CPU core.
     samples : int
         Size of the pool of samples.
+    calibration : int
+        Number of further samples to calibrate on.
     device : str or torch.device, optional
         CUDA where present, else the CPU.
     progress : callable (step, loss), optional
@@ -56,24 +66,32 @@ def train_n2n(
     Weights
     """
     pool = training_pool(samples, seed=_POOL_SEED)
-    plan = plan or TrainingPlan()
+    done: list[Trained] = []
+    for plan in plans:
+        before = sum(trained.plan["steps"] for trained in done)
 
-    def report(step: int, trained: Trained) -> None:
-        if progress:
-            progress(step, trained.losses[-1] if trained.losses else float("nan"))
+        def report(step: int, trained: Trained, before: int = before) -> None:
+            if progress and trained.losses:
+                progress(before + step, trained.losses[-1])
 
-    every = max(1, min(500, plan.steps // 10))
-    trained = train_denoiser(
-        pool, plan, device=choose_device(device), checkpoint=report, checkpoint_every=every
-    )
-    return publish(trained, folder, samples=samples, device=device)
+        trained = train_denoiser(
+            pool,
+            plan,
+            device=choose_device(device),
+            start=done[-1].tensors if done else None,
+            checkpoint=report,
+            checkpoint_every=max(1, min(250, plan.steps // 10)),
+        )
+        done.append(trained)
+    return publish(done, folder, samples=samples, calibration=calibration, device=device)
 
 
 def publish(
-    trained: Trained,
+    phases: Sequence[Trained],
     folder: Path = SHIPPED,
     *,
     samples: int = _POOL,
+    calibration: int = _CALIBRATION_POOL,
     device: str | torch.device | None = None,
     figures: Mapping[str, Any] | None = None,
 ) -> Weights:
@@ -81,10 +99,13 @@ def publish(
 
     Parameters
     ----------
-    trained : Trained
+    phases : sequence of Trained
+        The last one's weights are written.
     folder : Path
     samples : int
         Size of the pool that was trained on.
+    calibration : int
+        Number of further samples to calibrate on.
     device : str or torch.device, optional
     figures : mapping, optional
         Further figures for the card.
@@ -93,6 +114,7 @@ def publish(
     -------
     Weights
     """
+    trained = phases[-1]
     card: dict[str, Any] = {
         "description": "bias-free U-Net for maps of counts and images with Gaussian noise, "
         "conditioned on the noise and guided by a second image",
@@ -109,8 +131,8 @@ def publish(
             "pool_version": POOL_VERSION,
             "pool_seed": _POOL_SEED,
             "samples": samples,
-            "plan": trained.plan,
-            "seconds": round(trained.seconds, 1),
+            "plans": [phase.plan for phase in phases],
+            "seconds": round(sum(phase.seconds for phase in phases), 1),
             "last_loss": round(float(np.mean(trained.losses[-5:])), 5) if trained.losses else None,
             "torch": torch.__version__,
             "machine": platform.machine(),
@@ -120,20 +142,18 @@ def publish(
     # The card needs its calibration, the calibration the weights as rounded by saving them.
     draft = save_weights(folder, "denoiser", trained.tensors, {**card, "calibration": None})
     denoiser = Denoiser(network_of(draft), draft, choose_device(device))
-    table = calibrate_denoiser(
-        denoiser, training_pool(_CALIBRATION_POOL, seed=_CALIBRATION_SEED), seed=1
-    )
+    table = calibrate_denoiser(denoiser, training_pool(calibration, seed=_CALIBRATION_SEED), seed=1)
     card["calibration"] = table.to_card()
-    card["figures"] = {**_figures(denoiser), **(figures or {})}
+    card["figures"] = {**_figures(denoiser, min(10, calibration)), **(figures or {})}
     save_weights(folder, "denoiser", trained.tensors, card)
     return load_weights("denoiser", folder)
 
 
-def _figures(denoiser: Denoiser) -> dict[str, Any]:
+def _figures(denoiser: Denoiser, count: int) -> dict[str, Any]:
     """Gain in counting time on training families at seeds never trained on."""
     rng = np.random.default_rng(7)
     gains: dict[str, list[float]] = {}
-    for maps in training_pool(24, seed=_CALIBRATION_SEED + 1):
+    for maps in training_pool(count, seed=_CALIBRATION_SEED + 1):
         for peak in (2.0, 10.0, 50.0):
             mean = peak * (0.03 + 0.97 * maps)
             counts = rng.poisson(mean).astype(np.float32)

@@ -34,8 +34,9 @@ class TrainingPlan:
         Optimiser steps; never a time, so that the same plan gives the same weights.
     seed : int
     rate : float
-        Highest learning rate of Adam: reached after 100 steps, held, then lowered to zero over the
-        last 40 % of the steps.
+        Highest learning rate of Adam, reached after 100 steps.
+    hold : float
+        Share of the steps after which the rate is lowered to zero, along a cosine; 1: never.
     average : float
         Share of each step's weights in the running average that is kept.
     shapes : tuple of (examples, side)
@@ -44,9 +45,10 @@ class TrainingPlan:
     network : UNetConfig
     """
 
-    steps: int = 5500
+    steps: int = 4000
     seed: int = 0
     rate: float = 2e-3
+    hold: float = 0.6
     average: float = 0.004
     shapes: tuple[tuple[int, int], ...] = ((16, 64), (7, 96))
     recipe: BatchRecipe = field(default_factory=BatchRecipe)
@@ -126,7 +128,7 @@ def train_denoiser(
 
     for step in range(plan.steps):
         for group in optimiser.param_groups:
-            group["lr"] = plan.rate * _rate(step, plan.steps)
+            group["lr"] = plan.rate * _rate(step, plan)
         count, side = plan.shapes[step * len(plan.shapes) // plan.steps]
         batch = draw_batch(pool, plan.recipe, count, side, rng)
         loss = denoiser_loss(net, batch, device)
@@ -194,10 +196,12 @@ def denoiser_loss(net: nn.Module, batch: Batch, device: str | torch.device) -> t
     return squared + 0.02 * likelihood.mean()
 
 
-def _rate(step: int, steps: int) -> float:
-    done = step / steps
+def _rate(step: int, plan: TrainingPlan) -> float:
+    done = step / plan.steps
     warm = min(1.0, (step + 1) / 100)
-    return warm * (1.0 if done < 0.6 else 0.5 + 0.5 * math.cos(math.pi * (done - 0.6) / 0.4)) + 1e-4
+    if done < plan.hold:
+        return warm + 1e-4
+    return warm * (0.5 + 0.5 * math.cos(math.pi * (done - plan.hold) / (1 - plan.hold))) + 1e-4
 
 
 @contextmanager
