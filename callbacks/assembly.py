@@ -62,9 +62,9 @@ class RunAssembler:
         if self._ended:
             self.late_documents += 1
             return []
+        if name == "stop":
+            return self._stop(doc)
         try:
-            if name == "stop":
-                return self._stop(doc)
             self._place(name, doc)
         except NotUnderstood as error:
             return self._end(self._target.rejected(str(error)))
@@ -156,6 +156,8 @@ class RunAssembler:
             self._one(name, doc)
 
     def _stop(self, doc: Mapping[str, Any]) -> list[Update]:
+        if not isinstance(doc, Mapping):
+            doc = {}
         # A Tiled server ends a run without stop with an empty one.
         if doc.get("run_start", self.run_uid) != self.run_uid:
             self._notes.add("documents of another run left out", str(doc.get("run_start")))

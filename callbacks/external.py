@@ -64,12 +64,16 @@ class DetectorFiles:
 
     def add(self, doc: Mapping[str, Any]) -> None:
         """Take a stream_resource document; FileRefused when its file may not be read."""
+        wrong = [key for key in ("uid", "data_key", "uri") if not isinstance(doc.get(key), str)]
+        if wrong:
+            raise FileRefused(f"a resource document without {', '.join(wrong)}")
         if doc.get("mimetype") not in _MIMETYPES:
             raise FileRefused(
                 f"{doc.get('data_key')}: files of type {doc.get('mimetype')!r} are not read, only"
                 f" {_MIMETYPES[0]}"
             )
-        if not isinstance(doc.get("parameters", {}).get("dataset"), str):
+        parameters = doc.get("parameters")
+        if not isinstance(parameters, Mapping) or not isinstance(parameters.get("dataset"), str):
             raise FileRefused(f"{doc.get('data_key')}: the resource names no parameters.dataset")
         self._path(doc)
         self._resources[doc["uid"]] = doc
@@ -256,7 +260,8 @@ class DetectorFiles:
             if dataset.file.swmr_mode:
                 self._datasets[doc["uid"]] = dataset
         try:
-            dataset.id.refresh()
+            # Not dataset.id.refresh(): h5py would go on telling the shape that it remembers.
+            dataset.refresh()
         except OSError as error:
             raise NotReadable(f"{doc['uri']}: {error}") from error
         return dataset

@@ -113,7 +113,7 @@ class RunFiles:
                     continue
                 try:
                     length = self._files.grown_length(resource, shape)
-                except (NotReadable, FileRefused) as error:
+                except (NotReadable, *MALFORMED) as error:
                     self._notes.add("detector files whose length is unknown", str(error))
                     break
                 start = known.stop if known else 0

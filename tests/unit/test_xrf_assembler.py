@@ -1,5 +1,6 @@
 """A map is the same however its documents arrive, and says what is missing or wrong in it."""
 
+import copy
 import json
 import random
 from contextlib import contextmanager
@@ -838,3 +839,69 @@ def test_files_outside_the_data_roots_are_not_read(tmp_path):
     update = run.assemble(roots=[other])[-1]
     assert update.kind == "rejected"
     assert any("outside the data roots" in line for line in update.meta["warnings"])
+
+
+JUNK = [
+    None,
+    "",
+    "x",
+    -1,
+    10**30,
+    float("nan"),
+    float("inf"),
+    [],
+    [[1], [2, 3]],
+    {},
+    {"a": 1},
+    True,
+]
+
+
+def spoiled(doc, order):
+    """A copy with one value, anywhere inside, replaced by junk or taken out."""
+    doc = copy.deepcopy(dict(doc))
+    inner = doc
+    while True:
+        key = order.choice(sorted(inner, key=str))
+        if isinstance(inner[key], dict) and inner[key] and order.random() < 0.7:
+            inner = inner[key]
+            continue
+        if order.random() < 0.3:
+            del inner[key]
+        else:
+            inner[key] = order.choice(JUNK)
+        return doc
+
+
+@settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(order=st.randoms(use_true_random=False), fly=st.booleans(), spectra=st.booleans())
+def test_whatever_a_document_holds_the_run_ends(tmp_path, order, fly, spectra):
+    profile = (from_spectra() if spectra else PROFILE).model_copy(update={"read_deadline": 0.0})
+    if fly:
+        run = FlyRun(tmp_path, 2, 3, channels=1)
+        run.write()
+        documents = run.documents()
+    else:
+        run = StepRun(2, 3, channels=1, spectra=spectra)
+        documents = [("descriptor", run.descriptor), *events(run)]
+    for index in order.sample(range(len(documents)), order.randint(1, 4)):
+        name, doc = documents[index]
+        documents[index] = (
+            order.choice([name, name, name, "event_page", "nonsense"]),
+            spoiled(doc, order),
+        )
+    assembler = open_assembler(run.start, [profile], data_roots=[tmp_path])
+    updates = []
+    for name, doc in documents:
+        updates += assembler(name, doc)
+    updates += assembler("stop", run.stop())
+    assert updates[-1].kind in ("final", "rejected")
+    json.dumps(updates[-1].meta, allow_nan=False)
+    if updates[-1].kind == "final":
+        arrays = updates[-1].arrays
+        assert np.isfinite(arrays["counts"]).all()
+        assert np.isfinite(arrays["exposure"]).all()
+        assert (arrays["exposure"] >= 0).all()
+        assert (arrays["exposure"] > 0).any(axis=0)[arrays["measured"]].all()
