@@ -144,14 +144,17 @@ def find_regions(
         part_floor = Floor(floor.mean[searched], floor.variance[searched])
     found: list[PixelRegion] = []
     sums = Integrals(part, mask)
-    for scale in scales:
+    for scale in sorted(scales):
         here = excess(part, mask, sums, part_floor, scale)
         z = here.significance
         width = 2 * int(np.ceil(2 * scale)) + 1
         peaks = (z >= threshold) & (z == maximum_filter(z, size=(1, width, width)))
         for e, r, c in np.argwhere(peaks):
             which = searched[e]
-            half = int(np.ceil(2.5 * scale)) + pad_px
+            # A wide template also answers to narrow spots: the narrow ones say where they are.
+            if any(_explains(finer, which, int(r), int(c), scale) for finer in found):
+                continue
+            half = int(np.ceil(2 * scale)) + pad_px
             box = (
                 max(0, int(r) - half),
                 min(rows, int(r) + half + 1),
@@ -255,6 +258,12 @@ def _trimmed(region: PixelRegion, taken: tuple[int, int, int, int]) -> PixelRegi
     if not holding:
         return None
     return replace(region, box=max(holding, key=lambda p: (p[1] - p[0]) * (p[3] - p[2])))
+
+
+def _explains(finer: PixelRegion, element: int, row: int, col: int, scale: float) -> bool:
+    if finer.element != element or finer.scale >= scale:
+        return False
+    return np.hypot(finer.peak[0] - row, finer.peak[1] - col) <= 2.5 * scale
 
 
 def _overlaps(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
