@@ -1,18 +1,22 @@
-"""Raw runs of a RunEngine and of documents with external files, into a real Tiled."""
+"""Raw runs of the simulated beamlines, into a real Tiled."""
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import bluesky.plans as bp
 import h5py
 import numpy as np
 import pytest
 from bluesky import RunEngine
 from event_model import compose_run
-from ophyd.sim import SynAxis, SynSignal
+from pydantic import SecretStr
 from tiled.client import from_uri
 
+from inscan.profiles.samples import xanes_sample, xrf_sample
+from inscan.profiles.simulation import sim_txm, sim_xrf
+from inscan.profiles.txm_plans import xanes_scan
+from inscan.profiles.xrf_plans import fly_raster, step_raster
 from inscan.service.raw_writer import RawRunWriter
 from inscan.service.tiled_http import RAW, TiledHTTP
 from inscan.service.tiled_server import EmbeddedTiled
@@ -34,86 +38,66 @@ def raw(tiled: EmbeddedTiled) -> Iterator[Any]:
     client.context.http_client.close()
 
 
-def external(
-    run: Any, emit: Callable[..., None], stream: str, key: str, path: Path, data: np.ndarray
-) -> None:
-    """One stream whose data are in an HDF5 file, announced in two parts."""
-    described = run.compose_descriptor(
-        name=stream,
-        data_keys={
-            key: {
-                "source": "sim",
-                "dtype": "array",
-                "dtype_numpy": data.dtype.str,
-                "shape": list(data.shape[1:]),
-                "external": "STREAM:",
-            }
-        },
-    )
-    emit("descriptor", described.descriptor_doc)
-    with h5py.File(path, "w") as file:
-        file.create_dataset("entry/data", data=data, chunks=(1, *data.shape[1:]))
-    resource = run.compose_stream_resource(
-        mimetype="application/x-hdf5",
-        uri=f"file://localhost{path}",
-        data_key=key,
-        parameters={"dataset": "entry/data", "chunk_shape": [1, *data.shape[1:]]},
-    )
-    emit("stream_resource", resource.stream_resource_doc)
-    half = len(data) // 2
-    for start, stop in ((0, half), (half, len(data))):
-        emit(
-            "stream_datum",
-            resource.compose_stream_datum(
-                indices={"start": start, "stop": stop}, descriptor=described.descriptor_doc
-            ),
-        )
-
-
-def test_a_step_scan_of_a_run_engine(writer: RawRunWriter, raw: Any) -> None:
-    motor = SynAxis(name="sample_x")
-    spectrum = SynSignal(name="xs_fluor", func=lambda: np.arange(64, dtype=np.uint32))
+@pytest.fixture(scope="module")
+def engine() -> Iterator[RunEngine]:
     engine = RunEngine({}, call_returns_result=False)
-    engine.subscribe(writer)
-    (uid,) = engine(bp.scan([spectrum], motor, 0, 4, 5), sample={"name": "cells"})  # type: ignore[misc]
+    yield engine
     engine.loop.call_soon_threadsafe(engine.loop.stop)
-    assert writer.wait(uid, 30), writer.problems
-    run = raw[uid]
-    assert run.start["sample"] == {"name": "cells"}
-    assert run.stop["exit_status"] == "success"
-    np.testing.assert_allclose(run["primary"]["sample_x"].read(), np.arange(5.0))
-    assert run["primary"]["xs_fluor"].read().shape == (5, 64)
+
+
+def test_step_and_fly_maps_of_the_simulated_microscope(
+    engine: RunEngine, writer: RawRunWriter, raw: Any, folder: Path
+) -> None:
+    data = folder / "data" / "xrf"
+    data.mkdir()
+    devices = sim_xrf(xrf_sample("siemens_star"), data, channels=2, time_scale=0, dwell=0.01)
+    raster = (devices.sample_y, 0.0, 1.0, 3, devices.sample_x, 0.0, 2.0, 5)
+    token = engine.subscribe(writer)
+    plan = step_raster(devices.xs, devices.sclr, *raster, dwell=0.01, md={"sample": {"name": "s"}})
+    (step,) = engine(plan)  # type: ignore[misc]
+    devices.xs_fly.spectra.put(1)
+    (fly,) = engine(fly_raster(devices.xs_fly, *raster, dwell=0.01))  # type: ignore[misc]
+    engine.unsubscribe(token)
+    assert writer.wait(step, 60), writer.problems
+    assert writer.wait(fly, 60), writer.problems
+
+    assert raw[step].start["sample"] == {"name": "s"}
+    assert raw[step].stop["exit_status"] == "success"
+    np.testing.assert_allclose(
+        raw[step]["primary"]["sample_x"].read(), np.tile(np.arange(5) / 2, 3)
+    )
+    assert raw[step]["primary"]["xs_channel02_mcaroi01_total_rbv"].read().shape == (15,)
+    (path,) = data.glob("**/*.h5")
+    with h5py.File(path) as file:
+        written = [node for node in _datasets(file) if node.shape == (15, 2, 4096)]
+        spectra = raw[fly]["primary"]["xs_fluor"].read()
+        np.testing.assert_array_equal(spectra, written[0][...])
+    assert raw[fly]["primary"]["xs_mcaroi"].read().shape[:2] == (15, 2)
     assert not list(writer._directory.glob("*.log"))
 
 
-def test_fly_rows_and_energy_stacks_stay_in_their_files(
-    writer: RawRunWriter, raw: Any, folder: Path
+def _datasets(group: h5py.Group) -> Iterator[h5py.Dataset]:
+    for node in group.values():
+        if isinstance(node, h5py.Group):
+            yield from _datasets(node)
+        else:
+            yield node
+
+
+def test_an_energy_stack_with_its_dark_and_flat(
+    engine: RunEngine, writer: RawRunWriter, raw: Any, folder: Path
 ) -> None:
-    rng = np.random.default_rng(0)
-    run = compose_run(metadata={"scan": {"type": "XRF_FLY"}, "shape": [3, 4]})
-    uid = run.start_doc["uid"]
-    spectra = rng.integers(0, 9, (12, 2, 32), dtype=np.uint16)
-    writer("start", run.start_doc)
-    external(run, writer, "primary", "xs_fluor", folder / "data" / f"{uid}.h5", spectra)
-    writer("stop", run.compose_stop())
-
-    stack = compose_run(metadata={"scan": {"type": "XANES_STACK"}, "eng_list": [8.3, 8.4]})
-    stack_uid = stack.start_doc["uid"]
-    writer("start", stack.start_doc)
-    frames = {
-        name: rng.integers(0, 99, (n, 3, 5, 6), dtype=np.uint16)
-        for name, n in (("dark", 2), ("primary", 4), ("flat", 2))
-    }
-    for name, data in frames.items():
-        path = folder / "data" / f"{stack_uid}_{name}.h5"
-        external(stack, writer, name, "txm_image", path, data)
-    writer("stop", stack.compose_stop())
-
-    assert writer.wait(uid, 30), writer.problems
-    assert writer.wait(stack_uid, 30), writer.problems
-    np.testing.assert_array_equal(raw[uid]["primary"]["xs_fluor"].read(), spectra)
-    for name, data in frames.items():
-        np.testing.assert_array_equal(raw[stack_uid][name]["txm_image"].read(), data)
+    devices = sim_txm(xanes_sample("battery_smooth", size=32), folder / "data", time_scale=0)
+    token = engine.subscribe(writer)
+    plan = xanes_scan(devices.microscope, [8300.0, 8340.0, 8400.0], frames_per_energy=2, darks=2)
+    (uid,) = engine(plan)  # type: ignore[misc]
+    engine.unsubscribe(token)
+    assert writer.wait(uid, 60), writer.problems
+    shapes = {name: raw[uid][name]["txm_image"].shape for name in ("dark", "flat", "primary")}
+    assert shapes == {"dark": (2, 2, 32, 32), "flat": (3, 2, 32, 32), "primary": (3, 2, 32, 32)}
+    dark, flat = (raw[uid][name]["txm_image"].read().mean() for name in ("dark", "flat"))
+    assert flat > dark
+    np.testing.assert_allclose(raw[uid]["primary"]["mono_energy"].read(), [8.3, 8.34, 8.4])
 
 
 def test_documents_wait_while_tiled_is_away_and_over_a_restart(
@@ -123,9 +107,11 @@ def test_documents_wait_while_tiled_is_away_and_over_a_restart(
     described = run.compose_descriptor(
         name="primary", data_keys={"i0": {"source": "sim", "dtype": "number", "shape": []}}
     )
-    with EmbeddedTiled(tmp_path) as server:
-        uri, key = server.uri, server.api_key
-    first = RawRunWriter(uri, key, tmp_path / "raw")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    key = SecretStr("key0123")
+    first = RawRunWriter(f"http://127.0.0.1:{port}", key, tmp_path / "raw")
     first("start", run.start_doc)
     first("descriptor", described.descriptor_doc)
     event = described.compose_event(data={"i0": 7.0}, timestamps={"i0": 0.0})
@@ -136,7 +122,7 @@ def test_documents_wait_while_tiled_is_away_and_over_a_restart(
     assert not first.close()
 
     # A half-written run of the interrupted try is in the way.
-    with EmbeddedTiled(tmp_path, int(uri.rpartition(":")[2])) as server:
+    with EmbeddedTiled(tmp_path, port, key.get_secret_value()) as server:
         with TiledHTTP(server.uri, server.api_key) as http:
             http.create(RAW, run.start_doc["uid"], metadata={"start": {"uid": "half"}})
         second = RawRunWriter(server.uri, server.api_key, tmp_path / "raw")
