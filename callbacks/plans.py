@@ -122,6 +122,8 @@ def coarse_to_fine(
     timeout: float,
     on_timeout: Literal["stay"] | Callable[[], MsgGenerator[Any]] = "stay",
     max_regions: int | None = None,
+    approval_timeout: float = 0.0,
+    context: Callable[[], Mapping[str, Any]] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Generator[Msg, Any, CoarseToFine]:
     """Survey, wait for inscan, measure again the regions that it proposes and the service approves.
@@ -144,6 +146,14 @@ def coarse_to_fine(
         example a full fine scan).
     max_regions : int, optional
         Most regions to measure; the service's own limit holds besides.
+    approval_timeout : float
+        Seconds to wait for a person where the profile asks for one (rescan mode ``approve``): until
+        then `inscan approve` on the command line lets the plan go on. 0: do not wait; what is not
+        approved at once is not measured here.
+    context : callable, optional
+        Called right before motion; returns the present state of the beamline, dotted paths of start
+        documents to values (for example ``{"scan.energy": 12.0}``). The service refuses when it is
+        not the state in which the proposal was made.
     report : callable, optional
         Gets one sentence at each step; by default they go to the log.
 
@@ -177,24 +187,59 @@ def coarse_to_fine(
         if outcome.get("status") != "done":
             note(f"No rescan of {survey_uid}: {outcome.get('status')}, {outcome.get('reason')}")
             continue
-        proposals = list(outcome.get("proposals") or ())
+        proposals: list[dict[str, Any]] = list(outcome.get("proposals") or ())
         if not proposals:
             note(f"No rescan of {survey_uid}: nothing is proposed")
+        proposals = yield from _approvals(connection, survey_uid, proposals, approval_timeout, tell)
         for proposal in proposals:
             if proposal.get("state") not in APPROVED:
                 state, reason = proposal.get("state"), proposal.get("reason") or "not approved"
                 note(f"Proposal {proposal.get('id')} is not measured: {state}, {reason}")
                 continue
-            regions = list(proposal.get("regions") or ())
+            regions: list[dict[str, Any]] = list(proposal.get("regions") or ())
             if len(regions) > left:
                 note(f"Only {int(left)} of {len(regions)} regions are measured (max_regions)")
                 regions = regions[: int(left)]
             left -= len(regions)
             if regions:
-                yield from _measure(
-                    connection, survey_uid, proposal, regions, fine_plan, done, note, tell
+                state = {} if context is None else dict(context())
+                refusal = yield from _measure(
+                    connection, survey_uid, proposal, regions, fine_plan, done, state, tell
                 )
+                if refusal:
+                    note(f"Proposal {proposal['id']} is not measured: {refusal}")
     return done
+
+
+def _approvals(
+    connection: Connection,
+    survey_uid: str,
+    proposals: list[dict[str, Any]],
+    timeout: float,
+    tell: Callable[[str], None],
+) -> Generator[Msg, Any, list[dict[str, Any]]]:
+    """Wait for a person to decide, where one may; return the proposals as they then are."""
+    deadline = time.monotonic() + timeout
+    told = False
+    while time.monotonic() < deadline:
+        undecided = [
+            proposal["id"]
+            for proposal in proposals
+            if proposal.get("state") == "suggested" and proposal.get("mode") == "approve"
+        ]
+        if not undecided:
+            break
+        if not told:
+            told = True
+            commands = ", ".join(f"`inscan approve {name}`" for name in undecided)
+            tell(f"Waiting up to {timeout:g} s for {commands} (or refuse)")
+        yield from bps.checkpoint()
+        yield from bps.sleep(_SLICE)
+        reply = connection.request("proposals", timeout=_CONFIRM_TIMEOUT, run_uid=survey_uid)
+        yield from _wait(reply, 2 * _CONFIRM_TIMEOUT)
+        if reply.done() and reply.exception(timeout=0) is None:
+            proposals = reply.result(timeout=0).get("proposals", proposals)
+    return proposals
 
 
 def _measure(
@@ -204,16 +249,15 @@ def _measure(
     regions: list[dict[str, Any]],
     fine_plan: Callable[[dict[str, Any], dict[str, Any]], MsgGenerator[Any]],
     done: CoarseToFine,
-    note: Callable[[str], None],
+    context: dict[str, Any],
     tell: Callable[[str], None],
-) -> MsgGenerator[None]:
-    """Fine scans of one proposal, if the service still wants it now."""
+) -> Generator[Msg, Any, str]:
+    """Fine scans of one proposal; return why not, if the service does not want it now."""
     name = proposal["id"]
     with _execution(connection, name) as execution:
-        refusal = yield from _confirm(connection, name, execution)
+        refusal = yield from _confirm(connection, name, context, execution)
         if refusal:
-            note(f"Proposal {name} is not measured: {refusal}")
-            return
+            return refusal
         for index, region in enumerate(regions):
             label = region.get("label", index)
             tell(f"Region {label} of {survey_uid}: {region.get('reason', 'no reason given')}")
@@ -232,10 +276,11 @@ def _measure(
             yield from bps.checkpoint()
         execution.state, execution.reason = "done", ""
     tell(f"Proposal {name} done: {len(execution.runs)} fine runs")
+    return ""
 
 
 def _confirm(
-    connection: Connection, proposal: str, execution: "_Execution"
+    connection: Connection, proposal: str, context: dict[str, Any], execution: "_Execution"
 ) -> Generator[Msg, Any, str]:
     """Tell the service that motion is about to begin; return why it must not, or nothing.
 
@@ -250,6 +295,7 @@ def _confirm(
         state="running",
         runs=[],
         reason="",
+        context=context,
     )
     yield from _wait(reply, 2 * _CONFIRM_TIMEOUT)
     if not reply.done() or reply.exception(timeout=0) is not None:

@@ -330,6 +330,51 @@ def test_nothing_moves_when_the_service_is_gone_before_it_confirms(
     assert {fields["state"] for _, fields in store.requests} == {"refused"}
 
 
+def test_a_person_may_approve_or_refuse_while_the_plan_waits(connected, beamline, store):
+    connection, _ = connected
+    asked = [
+        {**_PROPOSAL, "id": name, "state": "suggested", "mode": mode}
+        for name, mode in (("yes", "approve"), ("no", "approve"), ("shown", "suggest"))
+    ]
+    store.coming.append(done(*asked))
+    store.answers["rescan_update"] = accept
+    decisions = iter([{}, {"no": "refused"}, {"yes": "approved"}])
+
+    def proposals(fields: dict[str, Any]) -> dict[str, Any]:
+        assert fields == {"run_uid": beamline.starts[0]["uid"]}
+        for name, state in next(decisions).items():
+            next(one for one in asked if one["id"] == name)["state"] = state
+        return {"proposals": asked}
+
+    store.answers["proposals"] = proposals
+    said: list[str] = []
+    result = run_coarse_to_fine(beamline, connection, approval_timeout=60, report=said.append)
+    assert [start["proposal"] for start in beamline.fine_starts] == ["yes"]
+    assert any("inscan approve yes" in text and "approve no" in text for text in said)
+    assert result.notes == [
+        "Proposal no is not measured: refused, not approved",
+        "Proposal shown is not measured: suggested, not approved",
+    ]
+
+
+def test_an_approval_that_does_not_come_means_no_motion(connected, beamline, store):
+    connection, _ = connected
+    waiting = {**_PROPOSAL, "state": "suggested", "mode": "approve"}
+    store.coming.append(done(waiting))
+    store.answers["proposals"] = lambda fields: {"proposals": [waiting]}
+    result = run_coarse_to_fine(beamline, connection, approval_timeout=0.3)
+    assert beamline.fine_starts == []
+    assert result.notes == ["Proposal p1 is not measured: suggested, not approved"]
+
+
+def test_the_state_of_the_beamline_is_told_before_motion(connected, beamline, store):
+    connection, _ = connected
+    store.coming.append(done(_PROPOSAL))
+    store.answers["rescan_update"] = accept
+    run_coarse_to_fine(beamline, connection, context=lambda: {"scan.energy": 12.5})
+    assert store.requests[0][1]["context"] == {"scan.energy": 12.5}
+
+
 def test_a_timeout_means_no_motion_unless_a_plan_is_given(connected, beamline):
     connection, _ = connected
     result = run_coarse_to_fine(beamline, connection, timeout=0.3)
