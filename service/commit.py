@@ -37,10 +37,11 @@ class DamagedResult(ResultFileError):
 
 @dataclass
 class _Prepared:
-    """What this connection has made of a run: the stream's keys, and the data source of each node."""
+    """What this connection has made of a run: the stream's keys, the data source of each node, the file of axes."""
 
     keys: dict[str, Any] | None = None
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    axes: dict[str, bytes] = field(default_factory=dict)
 
 
 class Committer:
@@ -178,7 +179,10 @@ class Committer:
         for axis in axes:
             source = tiled_sources.registered(beside, tiled_sources.axis_array(axis))
             sources.setdefault(axis.dim, source)
-        tiled_sources.write_axes(path, axes)
+        written = {axis.dim: axis.values.tobytes() for axis in axes}
+        if self._prepared[run.uid].axes != written:
+            tiled_sources.write_axes(path, axes)
+            self._prepared[run.uid].axes = written
         self._nodes(run, sources)
 
     def _upload(self, run: DerivedRun, axes: Sequence[Axis], path: Path) -> None:
