@@ -1,5 +1,7 @@
 """The transmission camera: frames of the truth, streams in order, valid documents."""
 
+from typing import Any
+
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import h5py
@@ -48,7 +50,8 @@ def stacks(documents):
         if name == "stream_datum":
             resource = resources[doc["stream_resource"]]
             with h5py.File(resource["uri"].removeprefix("file://localhost"), "r") as file:
-                found[names[doc["descriptor"]]] = file[resource["parameters"]["dataset"]][...]
+                dataset: Any = file[resource["parameters"]["dataset"]]
+                found[names[doc["descriptor"]]] = dataset[...]
     return found
 
 
@@ -66,7 +69,8 @@ def frames_of(camera):
     resource = next(doc for name, doc in camera.collect_asset_docs() if name == "stream_resource")
     camera.unstage()
     with h5py.File(resource["uri"].removeprefix("file://localhost"), "r") as file:
-        return file["entry/data/data"][0].astype(float)
+        dataset: Any = file["entry/data/data"]
+        return dataset[0].astype(float)
 
 
 def test_transmission_is_that_of_the_sample(tmp_path):

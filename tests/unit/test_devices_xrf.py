@@ -1,6 +1,7 @@
 """Fluorescence detectors: Poisson counts of the truth, honest live time, valid documents."""
 
 import threading
+from typing import Any
 
 import h5py
 import numpy as np
@@ -59,12 +60,21 @@ def run_engine(documents):
 
 def datasets(found):
     path = next(doc["uri"] for name, doc in found if name == "stream_resource")
-    with h5py.File(path.removeprefix("file://localhost"), "r") as file:
+    with h5py.File(path.removeprefix("file://localhost"), "r") as opened:
+        file: Any = opened
         return {
             doc["data_key"]: file[doc["parameters"]["dataset"]][...]
             for name, doc in found
             if name == "stream_resource"
         }
+
+
+def layout_of(descriptor):
+    """The stream as the shipped profile understands it."""
+    profile = load_profile("sim_xrf").xrf
+    assert profile is not None
+    motors, units = ("sample_y", "sample_x"), ("um", "um")
+    return read_layout(descriptor, profile, 12_000.0, motors, units)
 
 
 @pytest.mark.parametrize("spectra", [False, True])
@@ -269,9 +279,7 @@ def test_step_run_has_the_documented_keys(tmp_path, run_engine, documents, snake
     assert data["xs_mcaroi02_name"] == "Fe_K"
     assert data["xs_mcaroi02_low_ev"] < 6400 < data["xs_mcaroi02_high_ev"]
     assert (data["xs_energy_per_bin"], data["xs_dwell"]) == (16.0, 0.03)
-    layout = read_layout(
-        descriptor, load_profile("sim_xrf").xrf, 12_000.0, ("sample_y", "sample_x"), ("um", "um")
-    )
+    layout = layout_of(descriptor)
     assert (layout.way, layout.elements, layout.channels) == ("step", ELEMENTS, (1, 2))
     events = [doc for name, doc in found if name == "event"]
     assert len(events) == 12
@@ -309,9 +317,7 @@ def test_fly_run_writes_every_pixel_and_announces_rows(tmp_path, run_engine, doc
     assert start["scan"] == {"type": "XRF_FLY", "energy": 12.0, "dwell": 0.1}
     assert start["parent_uid"] == "abc"
     descriptor = next(doc for name, doc in found if name == "descriptor")
-    layout = read_layout(
-        descriptor, load_profile("sim_xrf").xrf, 12_000.0, ("sample_y", "sample_x"), ("um", "um")
-    )
+    layout = layout_of(descriptor)
     assert (layout.way, layout.channels) == ("fly", (1, 2, 3))
     data = [doc for name, doc in found if name == "stream_datum"]
     keys = {"xs_fluor", "xs_mcaroi", "xs_live_time", "sclr_i0", "sample_x", "sample_y"}
