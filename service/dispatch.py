@@ -82,6 +82,7 @@ class Dispatcher:
         self._send = send
         self._roster = Roster()
         self._snapshots = SnapshotQueue()
+        self._snapshot_s: dict[str, float] = {}
 
     @property
     def busy(self) -> bool:
@@ -105,12 +106,13 @@ class Dispatcher:
 
     def mail(self, item: object) -> None:
         """Take what another thread of the service posted."""
-        if isinstance(item, Submit):
-            self._submitted(item.job)
-        elif isinstance(item, WorkerLost):
-            self._worker_lost(item)
-        else:
-            raise TypeError(f"the broker takes no {type(item).__name__}")
+        match item:
+            case Submit(job):
+                self._submitted(job)
+            case WorkerLost():
+                self._worker_lost(item)
+            case _:
+                raise TypeError(f"the broker takes no {type(item).__name__}")
 
     def handle(self, identity: bytes, message: Message) -> None:
         """Take a message of a worker.
@@ -203,9 +205,9 @@ class Dispatcher:
         if job is None:
             return None
         now = time.monotonic()
-        peer.work = Assignment(self._placed(job), started=now, moved=now, steps=beat.steps)
-        peer.credit = 0
-        return peer.work
+        work = Assignment(self._placed(job), started=now, moved=now, steps=beat.steps)
+        peer.work, peer.credit = work, 0
+        return work
 
     def _moved(self, peer: Peer, partial: Partial) -> None:
         if peer.work is not None and peer.work.ticket == (partial.key, partial.fence):
@@ -230,6 +232,7 @@ class Dispatcher:
         spool.discard_frozen(work.job)
         if work.cancelled or result.result_path != work.job.result_path:
             return
+        self._snapshot_s[work.job.recipe] = time.monotonic() - work.started
         rows = int(work.job.meta.get("rows_done") or 0)
         self._post(self._ingest, SnapshotDone(work.job.run_uid, rows, result.result_path))
         self._post(self._writer, Prepare(work.job, result.result_path))
@@ -275,13 +278,11 @@ class Dispatcher:
         del self._roster.peers[peer.identity]
         self._send(peer.identity, "BYE", Notice())
 
-    # Jobs
-
     def _submitted(self, job: InferenceJob) -> None:
         if job.kind == "snapshot":
             old = self._snapshots.put(job)
         else:
-            old = self._snapshots.drop(job.run_uid)
+            old = self._snapshots.end(job.run_uid)
             self._make_room(job.run_uid)
         if old is not None:
             spool.discard_frozen(old)
@@ -291,14 +292,12 @@ class Dispatcher:
         snapshots = [
             peer
             for peer in self._roster
-            if peer.work is not None
-            and peer.work.job.kind == "snapshot"
-            and not peer.work.cancelled
+            if peer.work and peer.work.job.kind == "snapshot" and not peer.work.cancelled
         ]
-        own = [p for p in snapshots if p.work is not None and p.work.job.run_uid == run_uid]
+        own = [p for p in snapshots if p.work and p.work.job.run_uid == run_uid]
         for peer in own:
             self._cancel(peer, "the run has ended")
-        if not own and snapshots and not self._roster.idle():
+        if snapshots and not own and not self._roster.idle():
             self._cancel(snapshots[0], "a completed run needs the worker")
 
     def _worker_lost(self, lost: WorkerLost) -> None:
@@ -316,6 +315,8 @@ class Dispatcher:
     def dispatch(self) -> None:
         """Give idle workers what waits: finals first."""
         for peer in self._roster.idle():
+            for late in self._snapshots.drop_late(self._snapshot_s):
+                spool.discard_frozen(late)
             leased = self._journal.leases.lease(peer.hello.worker, self._settings.lease_s)
             waiting = leased or self._snapshots.take()
             if waiting is None:

@@ -3,11 +3,14 @@ it durable."""
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from inscan.service.messages import Hello, InferenceJob
+
+_MOST_PACES = 256
+"""Runs whose pace is remembered: some end without a word to the broker."""
 
 
 @dataclass
@@ -109,20 +112,56 @@ class Roster:
         ]
 
 
+@dataclass
+class _Pace:
+    """How fast a run grows: rows at a time, and seconds for each row since the snapshot before."""
+
+    rows: int
+    at: float
+    row_s: float | None = None
+
+
 class SnapshotQueue:
     """Snapshots that wait: of each run the newest only, in the order in which runs came."""
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[str, tuple[InferenceJob, float]] = OrderedDict()
+        self._paces: OrderedDict[str, _Pace] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def put(self, job: InferenceJob) -> InferenceJob | None:
         """Queue a snapshot; returns the older one of the run, which nobody needs any more."""
-        old = self._jobs.get(job.run_uid)
-        self._jobs[job.run_uid] = (job, time.monotonic())
+        now, rows = time.monotonic(), int(job.meta.get("rows_done") or 0)
+        old, pace = self._jobs.get(job.run_uid), self._paces.get(job.run_uid)
+        if pace is not None and rows > pace.rows:
+            self._paces[job.run_uid] = _Pace(rows, now, (now - pace.at) / (rows - pace.rows))
+        elif pace is None:
+            self._paces[job.run_uid] = _Pace(rows, now)
+            while len(self._paces) > _MOST_PACES:
+                self._paces.popitem(last=False)
+        self._jobs[job.run_uid] = (job, now)
         return old[0] if old else None
+
+    def drop_late(self, took_s: Mapping[str, float]) -> list[InferenceJob]:
+        """Forget snapshots that would hold up the final: their runs end before they would be done.
+
+        Parameters
+        ----------
+        took_s : mapping
+            Recipe -> seconds that its latest snapshot took.
+        """
+        late = []
+        for run_uid, (job, _) in list(self._jobs.items()):
+            pace, total = self._paces.get(run_uid), _rows_in_all(job)
+            took = took_s.get(job.recipe)
+            if took is None or total is None or pace is None or pace.row_s is None:
+                continue
+            if pace.at + (total - pace.rows) * pace.row_s < time.monotonic() + took:
+                late.append(job)
+                del self._jobs[run_uid]
+        return late
 
     def take(self) -> tuple[InferenceJob, float] | None:
         """The snapshot whose turn it is, and the seconds it waited."""
@@ -131,7 +170,16 @@ class SnapshotQueue:
         _, (job, since) = self._jobs.popitem(last=False)
         return job, time.monotonic() - since
 
-    def drop(self, run_uid: str) -> InferenceJob | None:
-        """Forget the snapshot of a run."""
+    def end(self, run_uid: str) -> InferenceJob | None:
+        """A run has ended: forget it; returns the snapshot of it that waited."""
+        self._paces.pop(run_uid, None)
         old = self._jobs.pop(run_uid, None)
         return old[0] if old else None
+
+
+def _rows_in_all(job: InferenceJob) -> int | None:
+    """Rows of a map, energies of a stack, None where the run does not say."""
+    geometry, energies = job.meta.get("geometry"), job.meta.get("energies_ev")
+    if geometry:
+        return int(geometry["shape"][0])
+    return len(energies) if energies else None

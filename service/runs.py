@@ -18,7 +18,7 @@ from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox, MailboxFullError
 from inscan.service.messages import ArraySpec, InferenceJob, job_key
 from inscan.service.settings import Settings
-from inscan.service.spool import Spool, load, sync_folder
+from inscan.service.spool import Spool, load, sync_arrays
 
 MASK = "measured"
 """The array that says which pixels of the others are believed."""
@@ -175,7 +175,7 @@ class Runs:
     def _sync(self, job: InferenceJob) -> None:
         started = time.monotonic()
         folder = Path(job.spool)
-        sync_folder(folder)
+        sync_arrays(folder, job.arrays)
         self._journal.synced(job.key, digest_arrays(load(folder, job.arrays)))
         self._poke(self._writer, Look())
         _log.debug("job %s: input synced in %.3f s", job.key[:12], time.monotonic() - started)

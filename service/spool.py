@@ -206,15 +206,14 @@ class SpoolRun:
         temporary.write_text(json.dumps(meta), encoding="utf-8")
         os.replace(temporary, self.folder / META)
 
-    def sync(self) -> None:
-        """Return when every file of the folder is on the disk."""
-        sync_folder(self.folder)
 
-
-def sync_folder(folder: Path) -> None:
-    """Bring every file of a folder to the disk, pages written through a mapping included."""
-    for path in (*sorted(folder.iterdir()), folder, folder.parent):
-        sync_path(path)
+def sync_arrays(folder: Path, arrays: Mapping[str, ArraySpec]) -> None:
+    """Bring the arrays of a job to the disk, pages written through a mapping included, and their names."""
+    for path in (*(folder / spec.file for spec in arrays.values()), folder / META):
+        if path.exists() or path.name != META:
+            sync_path(path)
+    sync_path(folder)
+    sync_path(folder.parent)
 
 
 def load(folder: Path, arrays: Mapping[str, ArraySpec]) -> dict[str, np.ndarray]:

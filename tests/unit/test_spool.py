@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from inscan.service.messages import ArraySpec
-from inscan.service.spool import NoDiskSpace, Spool, SpoolError, load
+from inscan.service.spool import NoDiskSpace, Spool, SpoolError, load, sync_arrays
 
 
 @pytest.fixture
@@ -20,8 +20,9 @@ def test_what_is_written_is_what_a_worker_maps(spool):
     counts = run.allocate("counts", (2, 3, 4), np.dtype("f4"))
     assert counts.shape == (2, 3, 4) and not counts.any()
     counts[1, 2, 3] = 7
-    run.sync()
-    mapped = load(run.folder, {"counts": run.spec("counts", counts)})["counts"]
+    arrays = {"counts": run.spec("counts", counts)}
+    sync_arrays(run.folder, arrays)
+    mapped = load(run.folder, arrays)["counts"]
     assert mapped[1, 2, 3] == 7
     with pytest.raises(ValueError, match="read-only"):
         mapped[0, 0, 0] = 1
