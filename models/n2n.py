@@ -321,7 +321,8 @@ def _figures(
     seen: NDArray[np.bool_],
 ) -> list[dict[str, float]]:
     """What the verdict rests on, element by element."""
-    foretold, _ = _keep_flux(trial.counts, trial.mean, seen)
+    tried = seen[:, *trial.window]
+    foretold, _ = _keep_flux(trial.counts, trial.mean, tried)
     out = []
     for element in range(len(mean)):
         inside = seen[element]
@@ -331,7 +332,7 @@ def _figures(
                 "flux_factor": float(flux[element]),
                 "weight_of_other_elements": float(trial.weights[element]),
                 **residual_figures(field.counts[element], mean[element], inside),
-                **heldout_figures(trial.counts[element], foretold[element], inside),
+                **heldout_figures(trial.counts[element], foretold[element], tried[element]),
             }
         )
     return out

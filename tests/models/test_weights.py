@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from inscan.models.infer import load_denoiser, network_of
+from inscan.models.trust import CountTable
 from inscan.models.unet import UNet, UNetConfig
 from inscan.models.weights import SHIPPED, WeightsError, load_weights, save_weights
 
@@ -62,8 +63,6 @@ def test_missing_weights_say_what_is_there(saved):
 
 
 def test_uncalibrated_card_has_no_sigma(saved):
-    from inscan.models.trust import CountTable
-
     with pytest.raises(ValueError, match="never calibrated"):
         CountTable.from_card(saved[1].card)
 
@@ -72,8 +71,7 @@ def test_shipped_card_tells_where_the_weights_come_from():
     card = load_weights("denoiser").card
     assert card["licence"] == "BSD-3-Clause"
     assert "never seen" in card["training"]["data"]
-    assert card["training"]["plan"]["seed"] == 0
-    assert card["training"]["plan"]["steps"] > 0
+    assert all(plan["steps"] > 0 and "seed" in plan for plan in card["training"]["plans"])
     assert card["figures"]["training_families_dwell_factor"]["peak_10"] > 5
     assert (SHIPPED / "denoiser.safetensors").stat().st_size < 3_000_000
     assert load_denoiser("cpu").weights.sha256 == card["sha256"]
