@@ -217,7 +217,7 @@ class TXMCamera:
         # The source, the monochromator and the condenser have their own slow energy dependence.
         x = (energy_ev - NI_EDGE_EV) / 100.0
         flux = self._flux * (1 + 0.06 * x - 0.02 * x * x + 0.01 * np.sin(7.0 * x))
-        flux *= 1 + 0.01 * self._drift[1]
+        flux *= 1 + 0.005 * self._drift[1]
         return (
             max(flux, 0.0)
             * signal_value(self.exposure_time)
