@@ -43,7 +43,7 @@ _WAIT_S = 300.0
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--case", choices=tuple(SIZES), action="append")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
@@ -100,7 +100,7 @@ class Service:
 def measure(service: Service, case: str, repeats: int) -> dict[str, Any]:
     """Measure one case; the first repetition warms up and is not counted."""
     size, depth = SIZES[case]
-    ours, stages, naive = [], [], []
+    ours, stages, naive, last = [], [], [], ""
     for k in range(repeats + 1):
         source = map_run if case == "map" else stack_run
         documents = list(source(service.data, size, depth, seed=k))
@@ -136,6 +136,7 @@ def ours_once(
     resources = sum(name == "stream_resource" for name, _ in documents)
     per_step = max(1, resources if steps % max(resources, 1) == 0 and resources == 5 else 1)
     due, seen, pause = time.monotonic(), 0, threading.Event()
+    stopped = due
     for name, doc in documents:
         if name == "stream_datum":
             seen += 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from event_model import compose_run
+from event_model import compose_run, compose_stream_resource
 
 from inscan.profiles.samples import battery_xanes, cells, ni_energies_ev
 
@@ -85,7 +85,7 @@ def map_run(folder: Path, size: int, channels: int, seed: int) -> Iterator[Docum
         }
         file.swmr_mode = True
         resources = {
-            key: run.compose_stream_resource(
+            key: compose_stream_resource(
                 mimetype="application/x-hdf5",
                 uri=f"file://localhost{path}",
                 data_key=key,
@@ -174,7 +174,7 @@ def stack_run(folder: Path, size: int, energies: int, seed: int) -> Iterator[Doc
                 name=stream, data_keys={"txm_image": key, "mono_energy": energy}
             )
             yield "descriptor", dict(descriptor.descriptor_doc)
-            resource = run.compose_stream_resource(
+            resource = compose_stream_resource(
                 mimetype="application/x-hdf5",
                 uri=f"file://localhost{path}",
                 data_key="txm_image",

@@ -318,14 +318,15 @@ class Rescan(Part):
     """Time per row beyond the dwell (turnaround, settling), in s. 0: none."""
     region_overhead: NotNegative = 0.0
     """Time per region beyond its rows (moving there, staging), in s. 0: none."""
-    element: str | None = None
-    """Line whose spots are looked for, e.g. ``Fe_K``. null: places unlike the rest of the map."""
+    elements: tuple[str, ...] = ()
+    """Lines whose spots are looked for, e.g. ``[Fe_K, Zn_K]``; those that a run does not have are passed
+    over. Empty, or none of them in the run: places unlike the rest of the map in any element."""
     scale: Positive = 1.5
     """Expected radius of a spot in survey pixels."""
     min_score: Positive = 8.0
     """Least log-likelihood ratio of a region against background."""
 
-    @field_validator("element")
+    @field_validator("elements")
     @classmethod
-    def _known(cls, element: str | None) -> str | None:
-        return None if element is None else EmissionLine.parse(element).name
+    def _known(cls, elements: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(EmissionLine.parse(name).name for name in elements)

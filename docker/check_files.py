@@ -3,6 +3,7 @@
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from dockerfile_parse import DockerfileParser
@@ -13,7 +14,8 @@ ROOT = HERE.parent
 
 def containerfile(path: Path) -> list[str]:
     """Return what is wrong with one Containerfile, in words."""
-    parser = DockerfileParser(fileobj=io.BytesIO(path.read_bytes()))
+    source: Any = io.BytesIO(path.read_bytes())  # bytes, though its annotation says text
+    parser = DockerfileParser(fileobj=source)
     steps = parser.structure
     wrong = []
     arguments = {

@@ -18,7 +18,10 @@ def train(
         str, typer.Argument(help="n2n, superres_x2 or superres_x4", metavar="METHOD")
     ],
     out: Annotated[Path, typer.Option(help="folder for the weights and their model card")],
-    steps: Annotated[int | None, typer.Option(help="optimiser steps; default: as shipped")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="optimiser steps (n2n: of each of its two phases); default: as shipped"),
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="the same seed, machine and threads: the same weights")
     ] = 0,
@@ -37,13 +40,14 @@ def train(
     if method == "n2n":
         from dataclasses import replace
 
-        from inscan.models.train_n2n import train_n2n
-        from inscan.models.training import TrainingPlan
+        from inscan.models.train_n2n import SHIPPED_PLANS, train_n2n
 
-        plan = replace(TrainingPlan(), seed=seed)
+        plans = [replace(plan, seed=plan.seed + seed) for plan in SHIPPED_PLANS]
+        if steps:
+            plans = [replace(plan, steps=steps) for plan in plans]
         train_n2n(
             out,
-            replace(plan, steps=steps) if steps else plan,
+            plans,
             progress=lambda step, loss: typer.echo(f"step {step}: loss {loss:.4f}"),
         )
     else:

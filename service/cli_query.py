@@ -21,11 +21,11 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _ask(state: Path | None, op: str, **fields: Any) -> dict[str, Any]:
+def _ask(where: Path | None, op: str, **fields: Any) -> dict[str, Any]:
     from inscan.callbacks.request import request
     from inscan.service.settings import default_state_dir
 
-    return request(state or default_state_dir(), op, **fields)
+    return request(where or default_state_dir(), op, **fields)
 
 
 def _print_json(value: Any) -> None:

@@ -84,7 +84,7 @@ def _superres(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
     _need(job, arrays, "counts", "exposure", "measured")
     names, measured = list(job.meta["elements"]), np.asarray(arrays["measured"], dtype=bool)
     total, _ = _channel_sum(arrays)
-    parameters = {"factor": 2} | job.parameters
+    parameters: dict[str, Any] = {"factor": 2} | job.parameters
     estimate = superres.upscale(total, measured=measured, **parameters)
     progress(0.8)
     found = _regions(job, total, measured, names)
@@ -208,23 +208,21 @@ def _regions(
 ) -> list[dict[str, Any]]:
     """Pixel boxes worth measuring again, for finals whose profile wants them; found on counts, not on the estimate."""
     wanted = job.meta.get("rescan")
-    if job.kind != "final" or not wanted or not measured.any():
+    rescan = job.meta.get("purpose") == "fine" or job.meta.get("parent_uid")
+    if job.kind != "final" or rescan or not wanted or not measured.any():
         return []
-    element = wanted.get("element")
-    if element is not None and element not in names:
-        raise ValueError(
-            f"rescan.element {element!r} is not among the elements of run {job.run_uid}: {names}"
-        )
+    chosen = [names.index(name) for name in wanted.get("elements") or () if name in names]
+    searched = chosen or list(range(len(names)))
     boxes = regions.find_regions(
-        total,
-        element="unlike" if element is None else names.index(element),
+        total[searched],
+        element="any" if chosen else "unlike",
         measured=measured,
         scale_px=(0.7 * wanted["scale"], wanted["scale"], 1.6 * wanted["scale"]),
         max_regions=int(wanted["max_regions"]),
         min_score=wanted.get("min_score"),
-        names=names,
+        names=[names[k] for k in searched],
     )
-    return [_plain(asdict(box) | {"element_name": names[box.element]}) for box in boxes]
+    return [_plain(asdict(box) | {"element_name": names[searched[box.element]]}) for box in boxes]
 
 
 def _with_interval(

@@ -82,7 +82,7 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(tmp_path, path, key,
     [
         ("xrf.elements.lines", ["Fx_K"], "did you mean F_K or Fr_K or Fe_K"),
         ("xrf.elements.lines", ["Fe_K", "Fe_Ka"], "named twice"),
-        ("rescan.element", "iron", "not a line like Fe_K"),
+        ("rescan.elements", ["iron"], "not a line like Fe_K"),
         ("rescan.mode", "always", "'off', 'suggest', 'approve' or 'auto'"),
         ("rescan.max_area", -1, "greater than or equal to 0"),
         ("rescan.soft_limits.sample_x.low", 900, "is not below high"),

@@ -188,7 +188,13 @@ def test_every_pixel_is_where_it_was_measured(snaking):
     assert meta["quantity"] == "window sums, not concentrations"
     assert (meta["data_session"], meta["tiled_access_tags"]) == ("pass-1", ["group-1"])
     assert meta["warnings"] == []
-    assert meta["rescan"] == {"element": None, "scale": 1.5, "max_regions": 4, "min_score": 8.0}
+    rules = load_profile("sim_xrf").rescan
+    assert meta["rescan"] == {
+        "elements": list(rules.elements),
+        "scale": rules.scale,
+        "max_regions": rules.max_regions,
+        "min_score": rules.min_score,
+    }
     assert [array.dtype for array in arrays.values()] == [
         np.float32, np.float32, np.dtype(bool), np.float64
     ]  # fmt: skip
