@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from inscan.service.journal import Journal, Taken
-from inscan.service.messages import InferenceResult
+from inscan.service.messages import Fail, InferenceResult
 from inscan.service.result_file import sync_path
 
 _log = logging.getLogger(__name__)
@@ -60,3 +60,16 @@ def accept(
     if taken == "differs":
         _log.warning("job %s: a second result differs; the first stands", result.key[:12])
     return taken
+
+
+def settle_failure(journal: Journal, fail: Fail) -> bool:
+    """Record what a worker says went wrong; False when that dispatch no longer held the job, and nothing changed."""
+    leases, ticket = journal.leases, (fail.key, fail.fence)
+    if fail.code in ("drained", "cancelled"):
+        # Where we cancelled a final ourselves, its record has moved on and this changes nothing.
+        return leases.release(*ticket)
+    if fail.code == "stuck":
+        return leases.crashed(*ticket, "its worker had to be ended")
+    if fail.retryable:
+        return leases.retry(*ticket, fail.code, fail.message)
+    return leases.refuse(*ticket, fail.code, fail.message)

@@ -159,8 +159,10 @@ class Broker:
             self._rules.watch_clocks()
         if not self._draining.is_set():
             self._rules.dispatch()
-        elif not self._rules.busy:
-            self._drained.set()
+        else:
+            self._rules.cancel_snapshots()
+            if not self._rules.busy:
+                self._drained.set()
 
     def _receive(self) -> list[bytes] | None:
         assert self._socket is not None

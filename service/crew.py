@@ -11,6 +11,7 @@ from pathlib import Path
 from inscan.service.children import MALLOC_TUNING, Child
 from inscan.service.events import WorkerLost
 from inscan.service.mailbox import Mailbox
+from inscan.service.worker_loop import EXIT_STUCK
 
 PREFIX = "child-"
 """Begins the names of the service's own workers: when a service starts, those of an earlier life are gone."""
@@ -97,7 +98,7 @@ class Crew:
                     reason = f"{child.name} ended with status {child.returncode}"
                     _log.warning("%s; see %s", reason, child.log_path)
                     self._broker.post(WorkerLost(child.pid, reason))
-                if now - member.started > 2 * _LONGEST_PAUSE_S:
+                if child.returncode == EXIT_STUCK or now - member.started > 2 * _LONGEST_PAUSE_S:
                     member.pause = _FIRST_PAUSE_S
                 member.restart_at = now + member.pause
                 member.pause = min(2 * member.pause, _LONGEST_PAUSE_S)

@@ -15,7 +15,7 @@ from inscan.callbacks import wire
 from inscan.callbacks.link import host_id
 from inscan.callbacks.wire import Message, WireError
 from inscan.service import spool
-from inscan.service.acceptance import accept, fenced_path
+from inscan.service.acceptance import accept, fenced_path, settle_failure
 from inscan.service.events import Look, Submit, WorkerLost
 from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox, MailboxFullError, Outcome, SnapshotDone
@@ -82,7 +82,7 @@ class Dispatcher:
         self._send = send
         self._roster = Roster()
         self._snapshots = SnapshotQueue()
-        self._snapshot_s: dict[str, float] = {}
+        self._took_s: dict[str, float] = {}
 
     @property
     def busy(self) -> bool:
@@ -224,7 +224,8 @@ class Dispatcher:
             waited = work.waited if ours and work is not None else 0.0
             timings = {"queued": waited, **result.timings}
             self._final_done(result.model_copy(update={"timings": timings}))
-        if ours:
+        if ours and work is not None:
+            self._took_s[work.job.recipe] = time.monotonic() - work.started
             peer.work, peer.credit = None, 0 if peer.draining else 1
         self._send(peer.identity, "ACK", Ticket(key=ticket.key, fence=ticket.fence))
 
@@ -232,7 +233,6 @@ class Dispatcher:
         spool.discard_frozen(work.job)
         if work.cancelled or result.result_path != work.job.result_path:
             return
-        self._snapshot_s[work.job.recipe] = time.monotonic() - work.started
         rows = int(work.job.meta.get("rows_done") or 0)
         self._post(self._ingest, SnapshotDone(work.job.run_uid, rows, result.result_path))
         self._post(self._writer, Prepare(work.job, result.result_path))
@@ -250,18 +250,7 @@ class Dispatcher:
     def _failed(self, peer: Peer, fail: Fail) -> None:
         work = peer.work
         ours = work is not None and work.ticket == (fail.key, fail.fence)
-        leases = self._journal.leases
-        ticket = (fail.key, fail.fence)
-        if fail.code in ("drained", "cancelled"):
-            # Where we cancelled a final ourselves, its journal record has moved on and this changes nothing.
-            changed = leases.release(*ticket)
-        elif fail.code == "stuck":
-            changed = leases.crashed(*ticket, "its worker had to be ended")
-        elif fail.retryable:
-            changed = leases.retry(*ticket, fail.code, fail.message)
-        else:
-            changed = leases.refuse(*ticket, fail.code, fail.message)
-        if changed:
+        if settle_failure(self._journal, fail):
             self._ended(fail.key)
         if ours and work is not None:
             spool.discard_frozen(work.job)
@@ -289,16 +278,24 @@ class Dispatcher:
 
     def _make_room(self, run_uid: str) -> None:
         """A final has come: the run's own snapshot is worth nothing now, and another's is worth less."""
-        snapshots = [
-            peer
-            for peer in self._roster
-            if peer.work and peer.work.job.kind == "snapshot" and not peer.work.cancelled
-        ]
+        snapshots = self._at_snapshots()
         own = [p for p in snapshots if p.work and p.work.job.run_uid == run_uid]
         for peer in own:
             self._cancel(peer, "the run has ended")
         if snapshots and not own and not self._roster.idle():
             self._cancel(snapshots[0], "a completed run needs the worker")
+
+    def _at_snapshots(self) -> list[Peer]:
+        return [
+            peer
+            for peer in self._roster
+            if peer.work and peer.work.job.kind == "snapshot" and not peer.work.cancelled
+        ]
+
+    def cancel_snapshots(self) -> None:
+        """The service ends: nobody will look at them."""
+        for peer in self._at_snapshots():
+            self._cancel(peer, "the service ends")
 
     def _worker_lost(self, lost: WorkerLost) -> None:
         for peer in self._roster:
@@ -315,7 +312,7 @@ class Dispatcher:
     def dispatch(self) -> None:
         """Give idle workers what waits: finals first."""
         for peer in self._roster.idle():
-            for late in self._snapshots.drop_late(self._snapshot_s):
+            for late in self._snapshots.drop_late(self._took_s):
                 spool.discard_frozen(late)
             leased = self._journal.leases.lease(peer.hello.worker, self._settings.lease_s)
             waiting = leased or self._snapshots.take()

@@ -150,7 +150,7 @@ class SnapshotQueue:
         Parameters
         ----------
         took_s : mapping
-            Recipe -> seconds that its latest snapshot took.
+            Recipe -> seconds that its latest job took; a final takes about as long as a snapshot.
         """
         late = []
         for run_uid, (job, _) in list(self._jobs.items()):

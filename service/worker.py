@@ -42,7 +42,7 @@ def run_worker(
     threads : int or None
         Threads of the numerical libraries; None for all cores.
     grace_s : float
-        Time to finish the present job when told to stop, and to let go of a cancelled one.
+        Time to finish the present job when told to stop.
     prefix : str
         Begins the worker's name; the service knows its own children by it.
     parent : int or None

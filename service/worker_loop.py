@@ -37,6 +37,8 @@ EXIT_REFUSED = 3
 EXIT_STUCK = 75
 """A cancelled job did not let go: the process ends, for whoever started it to start another."""
 _FIRST_BEAT_S = 0.5
+_CANCEL_GRACE_S = 5.0
+"""A new process takes less time to be ready than most jobs take to end by themselves."""
 _PARTIAL_EVERY_S = 0.2
 _log = logging.getLogger(__name__)
 
@@ -68,7 +70,9 @@ class Worker:
     described : str
         What it computes on, for people.
     grace_s : float
-        Time to finish the present job when told to stop, and to let go of a cancelled one.
+        Time to finish the present job when told to stop.
+    cancel_grace_s : float
+        Time in which a cancelled job has to let go, at most `grace_s`.
     """
 
     def __init__(
@@ -79,12 +83,14 @@ class Worker:
         name: str,
         described: str,
         grace_s: float,
+        cancel_grace_s: float = _CANCEL_GRACE_S,
     ) -> None:
         self._address = address
         self._process = process
         self._name = name
         self._described = described
         self._grace_s = grace_s
+        self._cancel_grace_s = min(cancel_grace_s, grace_s)
         self._link = Link()
         self._jobs: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._compute = threading.Thread(target=self._compute_jobs, name="compute", daemon=True)
@@ -131,7 +137,7 @@ class Worker:
             # with it.
             if (
                 self._work.answer is None
-                and time.monotonic() > self._work.cancelled_at + self._grace_s
+                and time.monotonic() > self._work.cancelled_at + self._cancel_grace_s
             ):
                 _log.error("job %s does not let go; ending this process", self._work.job.key[:12])
                 self._exit = EXIT_STUCK
