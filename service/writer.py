@@ -18,12 +18,12 @@ from pydantic import SecretStr
 
 from inscan.service import derived
 from inscan.service.commit import Committer, DamagedResult
-from inscan.service.journal import Journal
+from inscan.service.journal import Journal, JournalError
 from inscan.service.mailbox import Mailbox
 from inscan.service.messages import InferenceJob, InferenceResult, job_key
 from inscan.service.result_file import ResultFileError
 from inscan.service.result_view import StoredArray, describe
-from inscan.service.tiled_http import TiledHTTP, TiledRefusedKey, TiledRejected, TiledUnavailable
+from inscan.service.tiled_http import TiledHTTP, TiledRejected
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Prepare:
 
 @dataclass(frozen=True)
 class WriterStatus:
-    """What the writer is doing: `state` idle, writing, waiting (for Tiled) or stopped, and why."""
+    """What the writer is doing: `state` idle, writing, waiting (for Tiled, or the disk) or stopped, and why."""
 
     state: str
     reason: str
@@ -124,6 +124,11 @@ class Writer:
         """What the writer is doing now."""
         return self._status
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Start the thread; what waited in the journal is written first."""
         self._thread.start()
@@ -144,7 +149,8 @@ class Writer:
                 self._round()
                 pause = None
                 self._say("idle")
-            except (TiledUnavailable, TiledRefusedKey) as error:
+            except (OSError, JournalError) as error:
+                # Tiled away or refusing us, or a full disk: all of it may mend, and nothing is lost meanwhile.
                 pause = min(2 * pause if pause else self._first_pause_s, self._longest_pause_s)
                 self._disconnect()
                 if self._status.reason != str(error):

@@ -39,10 +39,8 @@ def raw(tiled: EmbeddedTiled) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[RunEngine]:
-    engine = RunEngine({}, call_returns_result=False)
-    yield engine
-    engine.loop.call_soon_threadsafe(engine.loop.stop)
+def engine() -> RunEngine:
+    return RunEngine({}, context_managers=[], call_returns_result=False)
 
 
 def test_step_and_fly_maps_of_the_simulated_microscope(

@@ -27,6 +27,7 @@ from inscan.service.result_file import write_result
 from inscan.service.result_view import describe
 from inscan.service.tiled_http import PROCESSED, TiledHTTP, TiledRefusedKey
 from inscan.service.tiled_server import EmbeddedTiled, TiledServerError
+from inscan.service.tiled_sources import axes_path
 from inscan.service.writer import Prepare, Target, Writer
 
 Until = Callable[..., Any]
@@ -404,6 +405,26 @@ def test_the_writer_waits_for_tiled_and_recovers(
         again.start()
         until(lambda: heard)
         assert again.stop()
+    assert journal.status()["jobs"] == {"committed": 1}
+
+
+def test_a_disk_in_trouble_holds_up_the_writer_and_no_longer(
+    tiled: EmbeddedTiled, folder: Path, journal: Journal, mailbox: Mailbox, until: Until
+) -> None:
+    job, result = make(folder, "run-disk")
+    in_the_way = axes_path(Path(result.result_path))
+    in_the_way.mkdir()
+    computed(journal, job, result)
+    heard: list[str] = []
+    target = Target(tiled.uri, tiled.api_key, readable=(folder / "results",))
+    writer = writer_for(journal, mailbox, target, folder, heard)
+    writer.start()
+    until(lambda: writer.status.state == "waiting")
+    assert in_the_way.name in writer.status.reason
+    assert journal.status()["jobs"] == {"computed": 1}
+    in_the_way.rmdir()
+    until(lambda: heard)
+    assert writer.stop()
     assert journal.status()["jobs"] == {"committed": 1}
 
 
