@@ -141,8 +141,9 @@ def evaluate_poisson(
 
 def _chemistry(density: NDArray, grid: NDArray[np.float64], sample) -> dict[str, float]:
     solid = sample.jump > _SOLID * sample.jump.max()
-    truth = sample.edge_energy()[solid]
-    seen = edge_energy(density, grid, min_jump=0.0).energy[solid]
+    middle = float(np.nanmean(sample.edge_energy()[solid]))
+    truth = sample.edge_energy()[solid].astype(np.float64) - middle
+    seen = edge_energy(density, grid, min_jump=0.0).energy[solid] - middle
     # No edge found counts as the mean edge: leaving such pixels out would flatter noisy methods.
     seen = np.where(np.isfinite(seen), seen, np.nanmean(seen) if np.isfinite(seen).any() else 0)
     references = np.stack([state(grid) for state in sample.spectra])

@@ -22,8 +22,11 @@ __all__ = ["Basis", "Coefficients", "denoise_coefficients", "plain_basis", "spli
 
 _SMOOTHERS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _PROBE = 0.1  # size of the Monte-Carlo perturbation, in sigma
-_RISK_PIXELS = 256
+_RISK_PIXELS = 192
 _MARGIN_SIGMAS = 2.0
+_LEAST_AGREEMENT = 0.3
+_SURE_AGREEMENT = 0.9
+_CHANCE_SIGMAS = 3.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Basis:
         there, near 0 for noise.
     """
 
+    @property
+    def real(self) -> NDArray[np.bool_]:
+        """Components on which the halves agree better than noise would."""
+        chance = _CHANCE_SIGMAS / np.sqrt(len(self.vectors))
+        return self.agreement >= min(max(_LEAST_AGREEMENT, chance), _SURE_AGREEMENT)
+
     vectors: NDArray[np.float64]
     noise: NDArray[np.float64]
     smoothing: float
@@ -56,16 +65,19 @@ class Coefficients:
     ----------
     kept : ndarray of int, shape (rank,)
         Which candidates.
+    tried : ndarray of int, shape (tried,)
+        Candidates whose risk was estimated.
     images, sigma : ndarray of float32, shape (rank, row, col)
-    risk : ndarray of float64, shape (candidate,)
+    risk : ndarray of float64, shape (tried,)
         Estimated mean squared error when the candidate is denoised and kept, in units of the
         noise variance.
-    gain : ndarray of float64, shape (candidate,)
+    gain : ndarray of float64, shape (tried,)
         By how much that is less than the error of leaving the candidate out.
-    gain_sigma : ndarray of float64, shape (candidate,)
+    gain_sigma : ndarray of float64, shape (tried,)
     """
 
     kept: NDArray[np.intp]
+    tried: NDArray[np.intp]
     images: NDArray[np.float32]
     sigma: NDArray[np.float32]
     risk: NDArray[np.float64]
@@ -112,13 +124,17 @@ def split_basis(levels: list[HalfGrams], count: int) -> Basis:
         if loss < 0.9 * best_loss:
             best, best_loss = level, loss
     whole = _leading(best.whole(), count)
-    a = _aligned(_leading(best.first, count), whole)
-    b = _aligned(_leading(best.second, count), whole)
-    agreement = np.abs((a * b).sum(axis=0))
+    a, b = _leading(best.first, count), _leading(best.second, count)
+    # Spans of the first k vectors agree as far as their least similar directions do. If those of
+    # more vectors agree, so do those of fewer: two components of like power may change places.
+    least = [np.linalg.svd(a[:, :k].T @ b[:, :k])[1].min() for k in range(1, whole.shape[1] + 1)]
+    agreement = np.maximum.accumulate(np.array(least)[::-1])[::-1]
+    a, b = _aligned(a, whole), _aligned(b, whole)
     # The mean of the halves has half the noise variance of either: a quarter of their difference.
     noise = np.sqrt(np.mean((a - b) ** 2, axis=0) / 4)
-    smooth = np.stack([_smoothed(v, s) for v, s in zip(whole.T, noise, strict=True)], axis=1)
-    vectors, triangle = np.linalg.qr(smooth)
+    smoothed = [_smoothed(v, s) for v, s in zip(whole.T, noise, strict=True)]
+    noise = np.array([left for _, left in smoothed])
+    vectors, triangle = np.linalg.qr(np.stack([v for v, _ in smoothed], axis=1))
     return Basis(vectors * np.sign(np.diag(triangle)), noise, best.smoothing, agreement)
 
 
@@ -131,6 +147,7 @@ def denoise_coefficients(
     least: int,
     contiguous: bool,
     tta: int,
+    real: NDArray[np.bool_] | None = None,
     guide: NDArray[np.float32] | None = None,
 ) -> Coefficients:
     """Denoise coefficient images and keep those for which that lowers the risk.
@@ -150,6 +167,9 @@ def denoise_coefficients(
         Keep the first K (as published) instead of every candidate that pays.
     tta : int
         Symmetries to average for the components kept.
+    real : ndarray of bool, shape (candidate,), optional
+        Candidates that may be kept. The risk takes the basis as given; one that was chosen for
+        the noise it holds looks better than it is.
     guide : ndarray of float32, shape (row, col), optional
         Another image of the same place, nearly free of noise.
 
@@ -157,9 +177,13 @@ def denoise_coefficients(
     -------
     Coefficients
     """
+    tried = np.arange(len(images))
+    if real is not None:
+        tried = tried[real | (tried < least)]
+    level = np.broadcast_to(noise, images.shape)[tried]
+    images = images[tried]
     count = len(images)
     window = _busiest(images, _RISK_PIXELS)
-    level = np.broadcast_to(noise, images.shape)
     part, spread = images[:, *window], level[:, *window]
     part_guide = None if guide is None else guide[window]
     centre = np.median(images, axis=(1, 2), keepdims=True)
@@ -194,9 +218,9 @@ def denoise_coefficients(
     # The network's own error estimate, corrected by the unbiased risk where that is known well.
     predicted = (flat_sigma[kept].astype(np.float64) ** 2).mean(axis=(1, 2)) / unit[kept]
     known = np.maximum(risk[kept], 0.1 * predicted)
-    factor = np.clip(np.sqrt(known / np.maximum(predicted, 1e-12)), 0.7, 3.0)
+    factor = np.clip(np.sqrt(known / np.maximum(predicted, 1e-12)), 0.5, 3.0)
     sigma = sigma * factor[:, None, None].astype(np.float32)
-    return Coefficients(kept, values, sigma, risk, gain, gain_sigma)
+    return Coefficients(tried[kept], tried, values, sigma, risk, gain, gain_sigma)
 
 
 def _leading(gram: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -217,20 +241,22 @@ def _aligned(vectors: NDArray[np.float64], to: NDArray[np.float64]) -> NDArray[n
     return vectors @ (left @ right)
 
 
-def _smoothed(vector: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
-    """Whittaker-smoothed as strongly as Stein's unbiased risk asks for."""
+def _smoothed(vector: NDArray[np.float64], noise: float) -> tuple[NDArray[np.float64], float]:
+    """Whittaker-smoothed as strongly as Stein's unbiased risk asks for, and the error left."""
     n = vector.size
     if n < 5 or noise == 0:
-        return vector
+        return vector, noise
     bend = np.diff(np.eye(n), 2, axis=0)
-    best, best_risk = vector, np.inf
+    best, best_risk, error = vector, np.inf, noise
     for strength in _SMOOTHERS:
         smoother = np.linalg.inv(np.eye(n) + strength * bend.T @ bend)
         smooth = smoother @ vector
         risk = ((vector - smooth) ** 2).sum() + 2 * noise**2 * np.trace(smoother)
         if risk < best_risk:
             best, best_risk = smooth, risk
-    return best
+            passed = noise**2 * float((smoother**2).sum())
+            error = float(np.sqrt(max(risk - n * noise**2, passed) / n))
+    return best, error
 
 
 def _busiest(images: NDArray[np.float32], side: int) -> tuple[slice, slice]:

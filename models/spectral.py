@@ -202,6 +202,7 @@ def _best(
             least=1,
             contiguous=False,
             tta=tta if turn == _ROUNDS - 1 else 1,
+            real=basis.real,
             guide=guide,
         )
         if progress is not None:
@@ -218,6 +219,7 @@ def _best(
         rank=len(kept.images),
         components=[int(k) for k in kept.kept],
         basis_smoothing_px=round(basis.smoothing, 3),
+        components_tried=[int(k) for k in kept.tried],
         risk_gain=[round(float(g), 5) for g in kept.gain],
     )
     return _back(counts.shape, spectra, spectra_noise, kept)

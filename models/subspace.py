@@ -48,7 +48,7 @@ _CORRELATED = 0.05
 _RIGHT = (0.75, 1.35)  # measured noise over given noise that is taken as agreement
 _LEAST_FREEDOM = 8  # energies beyond the candidates that show the noise of single pixels
 _NOISE_SMOOTHING = 3.0  # pixels
-_TTA_PIXELS = {8: 256**2, 4: 400**2, 2: 600**2}
+_TTA_PIXELS = {8: 200**2, 4: 300**2, 2: 400**2}
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,13 @@ def denoise(
         images = flat.images
         nothing = np.zeros(len(images))
         kept = Coefficients(
-            np.arange(len(images)), images, np.zeros_like(images), nothing, nothing, nothing
+            np.arange(len(images)),
+            np.arange(len(images)),
+            images,
+            np.zeros_like(images),
+            nothing,
+            nothing,
+            nothing,
         )
     else:
         kept = denoise_coefficients(
@@ -169,6 +175,7 @@ def denoise(
             least=min(2, candidates) if recipe == "best" else 1,
             contiguous=recipe == "paper",
             tta=tta if recipe == "best" else 1,
+            real=basis.real,
         )
     values, sigma = out if out is not None else _empty(np.shape(stack))
     _back(values, sigma, used, missing, weights, basis, kept, level)
@@ -390,6 +397,7 @@ def _report(
             "noise_ratio": ratio,
             "basis_smoothing_px": round(basis.smoothing, 3),
             "basis_agreement": [round(float(a), 4) for a in basis.agreement],
+            "components_tried": [int(k) for k in kept.tried],
             "risk": [round(float(r), 5) for r in kept.risk],
             "risk_gain": [round(float(g), 5) for g in kept.gain],
             "residual_correlation": {k: round(float(v), 4) for k, v in white.items()},
