@@ -5,6 +5,7 @@ returns denoises Gaussian noise (`denoise_gaussian`) and, one step lower, whole 
 (`Denoiser.run`), which the methods for counts use.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +81,16 @@ class Denoiser:
     device : torch.device
     tile : int or None
         Largest side inferred in one piece; None takes what suits the device.
+    check : callable or None
+        Called before each pass of the network. What it raises ends the computation: that is how a
+        preview that nobody waits for any more lets go of the processor.
     """
 
     net: UNet
     weights: Weights
     device: torch.device
     tile: int | None = None
+    check: Callable[[], None] | None = None
 
     def denoise_gaussian(
         self,
@@ -223,6 +228,8 @@ class Denoiser:
                 for first in range(0, count, at_once):
                     piece = padded[first : first + at_once, :, r0:r1, c0:c1].to(self.device)
                     for symmetry in symmetries:
+                        if self.check is not None:
+                            self.check()
                         answer = _forward(net, piece, symmetry, bfloat16).cpu()
                         out[first : first + at_once, :, r0:r1, c0:c1] += answer * ramp
         out /= weight * len(symmetries)

@@ -1,7 +1,7 @@
 """One job in, one processed result out: the only module that knows both the spool's arrays and the models."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from inscan.models import n2n, regions, subspace, superres, xanes
 from inscan.models.channels import sum_channels
 from inscan.models.estimate import Estimate
+from inscan.models.infer import load_denoiser
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
 
@@ -70,6 +71,7 @@ def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
         background=arrays.get("background"),
         background_variance=arrays.get("background_variance"),
         measured=measured,
+        denoiser=replace(load_denoiser(), check=lambda: progress(0.1)),
         **job.parameters,
     )
     progress(0.8)

@@ -92,6 +92,38 @@ def test_a_file_appears_grows_and_is_read_as_it_grows(tmp_path, files):
             read(files, 6)
 
 
+GROWER = """
+import sys, h5py, numpy as np
+file = h5py.File(sys.argv[1], "w", libver="latest")
+data = file.create_dataset("data", (0, 3), maxshape=(None, 3), dtype="f8", chunks=(4, 3))
+file.swmr_mode = True
+for n in (2, 5, 8):
+    data.resize(n, 0)
+    data[:] = np.arange(24.0).reshape(8, 3)[:n]
+    data.flush()
+    print(n, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_rows_that_another_process_adds_are_seen(tmp_path, files):
+    """In one process HDF5 shares what it knows of a file; a detector is another process."""
+    path = tmp_path / "a.h5"
+    files.add(resource(path))
+    with subprocess.Popen(
+        [sys.executable, "-c", GROWER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as writer:
+        assert writer.stdin is not None and writer.stdout is not None
+        for expected in (2, 5, 8):
+            assert int(writer.stdout.readline()) == expected
+            np.testing.assert_array_equal(read(files, expected)[1], DATA[:expected])
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+
+
 WRITER = """
 import sys, h5py, numpy as np
 path, libver = sys.argv[1:]
