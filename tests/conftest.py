@@ -8,7 +8,16 @@ import pytest
 
 _GRACE_S = 5.0
 # Pools that libraries keep for the life of the process; they belong to nobody's test.
-_SHARED = ("tqdm", "asyncio_", "AnyIO", "ThreadPoolExecutor", "bluesky-run-engine", "pytest_timeout", "ophyd", "zarr_io")
+_SHARED = (
+    "tqdm",
+    "asyncio_",
+    "AnyIO",
+    "ThreadPoolExecutor",
+    "bluesky-run-engine",
+    "pytest_timeout",
+    "ophyd",
+    "zarr_io",
+)
 
 
 def _threads() -> set[threading.Thread]:
