@@ -24,6 +24,7 @@ _SMOOTHERS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _PROBE = 0.1  # size of the Monte-Carlo perturbation, in sigma
 _RISK_PIXELS = 192
 _MARGIN_SIGMAS = 2.0
+_NEARLY_ALL = 0.85
 _LEAST_AGREEMENT = 0.3
 _SURE_AGREEMENT = 0.9
 _CHANCE_SIGMAS = 3.0
@@ -190,17 +191,23 @@ def denoise_coefficients(
     probe = rng.choice(np.array([-1.0, 1.0], dtype=np.float32), size=part.shape)
     step = _PROBE * spread
 
-    # The network was trained on structure around a level of 0, and works in half precision:
-    # a constant many times the noise would drown it.
+    # The network works in half precision: a constant many times the noise would drown it.
     flat, flat_sigma = denoiser.denoise_with_spread(part - centre, spread, part_guide, tta=1)
     moved, _ = denoiser.denoise_with_spread(part - centre + step * probe, spread, part_guide, tta=1)
-    flat = flat + centre
-    slope = (moved + centre - flat) * probe / step
+    removed = part - centre - flat
+    slope = (moved - flat) * probe / step
     variance = spread.astype(np.float64) ** 2
-    # Per pixel: unbiased estimates of the squared error with and without the candidate.
-    inside = (part - flat) ** 2 - variance + 2 * variance * slope
-    outside = part.astype(np.float64) ** 2 - variance
     unit = variance.mean(axis=(1, 2))
+    # How much of what the network removed to remove: all of it, unless the risk says that less
+    # is better, as for images hundreds of times brighter than their noise (never trained on).
+    share = np.ones(count)
+    if not contiguous:
+        best = (variance * (1 - slope)).mean(axis=(1, 2)) / (removed**2).mean(axis=(1, 2))
+        share = np.where(best > _NEARLY_ALL, 1.0, np.clip(best, 0.0, 1.0))
+    by = share[:, None, None]
+    # Per pixel: unbiased estimates of the squared error with and without the candidate.
+    inside = (by * removed) ** 2 + variance * (1 - 2 * by * (1 - slope))
+    outside = part.astype(np.float64) ** 2 - variance
     risk = inside.mean(axis=(1, 2)) / unit
     difference = (outside - inside) / unit[:, None, None]
     gain = difference.mean(axis=(1, 2))
@@ -211,15 +218,18 @@ def denoise_coefficients(
         pays = np.arange(count) <= int(np.argmax(total))
     pays[: min(least, count)] = True
     kept = np.flatnonzero(pays)
-    values, sigma = denoiser.denoise_with_spread(
-        images[kept] - centre[kept], level[kept], guide, tta=tta
-    )
-    values = values + centre[kept]
-    # The network's own error estimate, corrected by the unbiased risk where that is known well.
-    predicted = (flat_sigma[kept].astype(np.float64) ** 2).mean(axis=(1, 2)) / unit[kept]
-    known = np.maximum(risk[kept], 0.1 * predicted)
-    factor = np.clip(np.sqrt(known / np.maximum(predicted, 1e-12)), 0.5, 3.0)
-    sigma = sigma * factor[:, None, None].astype(np.float32)
+    by = by[kept].astype(np.float32)
+    noisy = images[kept] - centre[kept]
+    values, sigma = denoiser.denoise_with_spread(noisy, level[kept], guide, tta=tta)
+    values = (noisy + by * (values - noisy) + centre[kept]).astype(np.float32)
+    sigma = np.sqrt((1 - by) * level[kept] ** 2 + by * sigma**2)
+    # The network's own error estimate stands unless the unbiased risk clearly contradicts it.
+    own = ((1 - share[:, None, None]) * variance + share[:, None, None] * flat_sigma**2)[kept]
+    predicted = own.mean(axis=(1, 2)) / unit[kept]
+    doubt = 2 * (inside / unit[:, None, None]).std(axis=(1, 2))[kept] / np.sqrt(part[0].size)
+    known = np.clip(predicted, risk[kept] - doubt, risk[kept] + doubt)
+    factor = np.clip(np.sqrt(np.maximum(known, 0) / np.maximum(predicted, 1e-12)), 0.5, 3.0)
+    sigma = (sigma * factor[:, None, None]).astype(np.float32)
     return Coefficients(tried[kept], tried, values, sigma, risk, gain, gain_sigma)
 
 

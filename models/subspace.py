@@ -24,7 +24,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 
 from inscan.models.estimate import Estimate, gaussian_calibration
-from inscan.models.fill import nearest_measured
 from inscan.models.gram import GramAccumulator
 from inscan.models.infer import load_denoiser
 from inscan.models.lowrank import (
@@ -35,6 +34,7 @@ from inscan.models.lowrank import (
     split_basis,
 )
 from inscan.models.noise import tail_sigma
+from inscan.models.stack_gaps import completed, filled
 from inscan.models.stack_noise import StackNoise, known_noise, measured_noise, whiteness
 from inscan.models.weights import Weights
 
@@ -42,7 +42,8 @@ __all__ = ["denoise"]
 
 Recipe = Literal["best", "paper"]
 
-_CANDIDATES = 6
+_CANDIDATES = {"best": 10, "paper": 6}
+_SIGNAL = 6  # eigenvalues left out of the tail that the noise is read from
 _BLOCK_BYTES = 32 * 2**20
 _CORRELATED = 0.05
 _RIGHT = (0.75, 1.35)  # measured noise over given noise that is taken as agreement
@@ -123,7 +124,7 @@ def denoise(
         count = there.sum(axis=0)
         missing = np.asarray(count == 0)
         partial = np.asarray((count > 0) & (count < used.size))
-        data = _filled(data[used], there, missing)
+        data = filled(data[used], there, missing)
     if gram is None or there is not None or gram.frames < len(data):
         gram = GramAccumulator(data)
         gram.advance(len(data))
@@ -134,23 +135,23 @@ def denoise(
     )
     weights = 1 / noise.energy
     plain = gram.plain() * weights[:, None] * weights[None, :]
-    candidates = min(_CANDIDATES, len(data))
+    candidates = min(_CANDIDATES[recipe], len(data))
     levels = [level.scaled(weights) for level in gram.smoothed()]
     if recipe == "best" and levels:
         basis = split_basis(levels, candidates)
     else:
         basis = plain_basis(plain, candidates)
     flat = _project(data, weights, basis)
-    ratio = _noise_ratio(plain, data.shape, candidates)
+    ratio = _noise_ratio(plain, data.shape)
     given_wrong = variance is not None and not _RIGHT[0] < ratio < _RIGHT[1]
     if variance is None:
-        pixel = ratio * _uneven(flat, missing, len(data) - candidates, recipe)
+        pixel = noise.pixel * ratio * _uneven(flat, missing, len(data) - candidates, recipe)
     else:
         pixel = noise.pixel * (ratio if given_wrong else 1.0)
     level = np.broadcast_to(pixel, data.shape[1:]).astype(np.float32)
     spread = np.broadcast_to(level, flat.images.shape)
     if there is not None and partial is not None and partial.any():
-        spread = _refit(flat, data, there, partial, weights, basis, level)
+        spread = completed(flat.images, data, there, partial, weights, basis.vectors, level)
     denoiser = load_denoiser(device)
     tta = next((t for t, most in _TTA_PIXELS.items() if data[0].size <= most), 1)
     if float(level.max()) <= 0:
@@ -223,19 +224,6 @@ def _checked(
     return data, there
 
 
-def _filled(
-    data: NDArray[np.floating], there: NDArray[np.bool_], missing: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Holes replaced by the mean spectrum, scaled to what the pixel shows elsewhere."""
-    known = np.where(there, data, 0).astype(np.float32)
-    count = there.sum(axis=(1, 2))
-    spectrum = known.sum(axis=(1, 2)) / np.maximum(count, 1)
-    expected = np.tensordot(spectrum, there.astype(np.float32), axes=1)
-    share = np.where(np.abs(expected) > 0, known.sum(axis=0) / np.where(expected, expected, 1), 1)
-    share = nearest_measured(share.astype(np.float32)[None], missing)[0]
-    return np.where(there, known, spectrum[:, None, None] * share).astype(np.float32)
-
-
 def _project(data: NDArray[np.floating], weights: NDArray[np.float64], basis: Basis) -> _Projection:
     energies, rows, cols = data.shape
     matrix = (basis.vectors.T * weights).astype(np.float32)
@@ -266,44 +254,12 @@ def _uneven(
     return np.sqrt(smooth / smooth.mean()) if smooth.mean() > 0 else np.ones((1, 1))
 
 
-def _refit(
-    flat: _Projection,
-    data: NDArray[np.floating],
-    there: NDArray[np.bool_],
-    partial: NDArray[np.bool_],
-    weights: NDArray[np.float64],
-    basis: Basis,
-    level: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """Likeliest coefficients of pixels of which some energies are missing.
-
-    The other pixels say how coefficients are distributed (a normal prior); the energies that are
-    there say the rest. Returns the noise of every coefficient image, (component, row, col).
-    """
-    v = basis.vectors
-    whole = ~partial & np.isfinite(flat.left)
-    c = flat.images[:, whole].astype(np.float64)
-    noise = float(np.mean(level[whole].astype(np.float64) ** 2)) if whole.any() else 1.0
-    values, axes = np.linalg.eigh(c @ c.T / max(1, c.shape[1]) - noise * np.eye(len(c)))
-    prior = (axes / np.maximum(values, 1e-3 * noise)) @ axes.T
-    own = level[partial].astype(np.float64) ** 2
-    y = data[:, partial].astype(np.float64) * weights[:, None]  # (energy, pixel)
-    seen = there[:, partial]
-    normal = np.einsum("ek,ep,el->pkl", v, seen, v) / own[:, None, None] + prior
-    moment = np.einsum("ek,ep->pk", v, np.where(seen, y, 0)) / own[:, None]
-    covariance = np.linalg.inv(normal)
-    flat.images[:, partial] = np.einsum("pkl,pl->kp", covariance, moment)
-    spread = np.broadcast_to(level, flat.images.shape).copy()
-    spread[:, partial] = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T
-    return spread
-
-
-def _noise_ratio(plain: NDArray[np.float64], shape: tuple[int, ...], candidates: int) -> float:
+def _noise_ratio(plain: NDArray[np.float64], shape: tuple[int, ...]) -> float:
     """Noise seen in the tail of the whitened spectrum over the noise expected there, 1."""
     pixels = shape[1] * shape[2]
-    if min(len(plain), pixels) <= 2 * candidates:
+    if min(len(plain), pixels) <= 2 * _SIGNAL:
         return 1.0
-    return tail_sigma(np.linalg.eigvalsh(plain), pixels, candidates)
+    return tail_sigma(np.linalg.eigvalsh(plain), pixels, _SIGNAL)
 
 
 def _back(
@@ -339,7 +295,7 @@ def _back(
 
 
 def _report(
-    recipe: str,
+    recipe: Recipe,
     weights: Weights,
     seed: int,
     noise: StackNoise,
@@ -378,8 +334,8 @@ def _report(
             f"it by {basis.agreement[weak[0]]:.2f} only"
         )
         verdict = "warn"
-    if len(kept.images) == len(basis.noise) == _CANDIDATES:
-        reasons.append(f"all {_CANDIDATES} components considered were kept; there may be more")
+    if len(kept.images) == len(basis.noise) == _CANDIDATES[recipe]:
+        reasons.append(f"all {len(kept.images)} components considered were kept; there may be more")
         verdict = "warn"
     return {
         "method": "subspace",

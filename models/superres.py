@@ -175,7 +175,7 @@ def _run(
         factor, architecture["width"], architecture["blocks"], architecture["alone"]
     )
     net.load_state_dict(dict(weights.tensors))
-    net = net.eval().to(device, memory_format=torch.channels_last)
+    net.eval().to(device)
     scale = map_scale(maps)
     to_counts = scale[:, None, None]
     # A border of repeated pixels: the network never sees where the field ends.

@@ -123,7 +123,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     pool = torch.from_numpy(draw_pool(_POOL, _POOL_PIXELS, np.random.default_rng([seed, factor])))
     print(f"{len(pool)} training maps after {time.perf_counter() - began:.0f} s", flush=True)
-    net = SuperResolver(factor).to("cpu", memory_format=torch.channels_last)
+    net = SuperResolver(factor)
     origin = None
     if start is not None:
         own = net.state_dict()

@@ -156,8 +156,7 @@ def test_small_and_empty_maps(shape):
 def test_forward_model_and_its_transpose():
     rng = np.random.default_rng(0)
     x, y = rng.random((1, 16, 24)), rng.random((1, 8, 12))
-    for probe, sampling in ((None, "box"), (None, "fly"), (None, "point")):
-        forward = ForwardModel(2, probe, sampling)
+    for forward in (ForwardModel(2), ForwardModel(2, None, "fly"), ForwardModel(2, None, "point")):
         assert np.sum(forward.apply(x) * y) == pytest.approx(np.sum(x * forward.adjoint(y)))
     assert np.allclose(ForwardModel(2).apply(x)[0, 0, 0], x[0, :2, :2].mean())
     assert ForwardModel(2, np.ones((3, 3))).kernel() is not None

@@ -96,7 +96,8 @@ def test_boxes_lie_in_the_field_do_not_overlap_and_hold_their_peak(seed, pad):
     rng = np.random.default_rng(seed)
     mean = np.full((2, 40, 50), 0.5)
     for _ in range(12):
-        mean[rng.integers(2)] += _spot((40, 50), *rng.uniform(0, 45, 2), 1.2, 15.0)
+        row, col = rng.uniform(0, 45, 2)
+        mean[rng.integers(2)] += _spot((40, 50), row, col, 1.2, 15.0)
     found = find_regions(rng.poisson(mean), pad_px=pad, max_regions=20)
     taken = np.zeros((40, 50), dtype=int)
     for region in found:
