@@ -268,17 +268,31 @@ class Journal:
     def committed(
         self, key: str, result_uid: str, proposals: tuple[dict[str, Any], ...] = ()
     ) -> bool:
-        """End a job as committed, its proposals with it; False when it had ended already."""
+        """End a job as committed, its proposals with it; False when it had ended already.
+
+        Its timings get `registered`: seconds from the acceptance of the result to now.
+        """
+        now = time.time()
         with self._file.transaction() as c:
-            changed = c.execute(
-                "UPDATE jobs SET state = 'committed', result_uid = ?, updated = ?"
-                " WHERE key = ? AND state = 'computed'",
-                (result_uid, time.time(), key),
-            ).rowcount
-            if changed:
-                for proposal in proposals:
-                    journal_rows.add_proposal(c, proposal)
-        return bool(changed)
+            row = c.execute(
+                "SELECT result, updated FROM jobs WHERE key = ? AND state = 'computed'", (key,)
+            ).fetchone()
+            if row is None:
+                return False
+            result = InferenceResult.model_validate_json(row[0])
+            timings = {**result.timings, "registered": max(0.0, now - row[1])}
+            c.execute(
+                "UPDATE jobs SET state = 'committed', result_uid = ?, result = ?, updated = ? WHERE key = ?",
+                (
+                    result_uid,
+                    result.model_copy(update={"timings": timings}).model_dump_json(),
+                    now,
+                    key,
+                ),
+            )
+            for proposal in proposals:
+                journal_rows.add_proposal(c, proposal)
+        return True
 
     def job(self, key: str) -> dict[str, Any] | None:
         """One job as a plain mapping, or None."""

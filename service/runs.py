@@ -9,7 +9,7 @@ from typing import Any
 
 from inscan.callbacks.assembly import RunAssembler, open_assembler
 from inscan.callbacks.link import host_id
-from inscan.callbacks.profile import BeamlineProfile
+from inscan.callbacks.profile import BeamlineProfile, matches
 from inscan.callbacks.updates import NotUnderstood, Update
 from inscan.service.digest import digest_arrays
 from inscan.service.events import Look, Submit
@@ -79,8 +79,9 @@ class Runs:
         """
         run_uid = str(start.get("uid"))
         scan_id = start.get("scan_id")
+        profile = next((one.name for one in self._profiles.values() if matches(one, start)), "")
         self._journal.record_run(
-            run_uid, scan_id if isinstance(scan_id, int) else None, "", dict(start)
+            run_uid, scan_id if isinstance(scan_id, int) else None, profile, dict(start)
         )
         try:
             # The folder is made with the first array: a run that is nobody's leaves none.

@@ -96,6 +96,7 @@ def test_a_job_goes_through_its_states(journal):
     found = journal.job(job.key)
     assert found is not None
     assert (found["state"], found["result_uid"], found["verdict"]) == ("committed", "uid-1", "warn")
+    assert found["timings"]["registered"] >= 0
 
 
 def test_jobs_are_given_out_in_the_order_they_came(journal):

@@ -227,7 +227,9 @@ def test_a_run_becomes_one_derived_run(running, linked):
     assert metadata["start"]["raw_uid"] == scan.uid
     assert metadata["start"]["provenance"]["input_digest"].startswith("sha256:")
     assert metadata["stop"]["exit_status"] == "success"
-    assert {"queued", "mapped", "inference", "written", "synced"} <= set(job["timings"])
+    assert {"queued", "mapped", "inference", "written", "synced", "registered"} <= set(
+        job["timings"]
+    )
     assert outcome == {**outcome, **running.ask("outcome", run_uid=scan.uid)["outcome"]}
 
 
