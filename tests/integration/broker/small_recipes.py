@@ -29,6 +29,14 @@ def double(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     return Processed([ResultArray("values", ("element", "row", "col"), "counts", values)], report)
 
 
+def slowly(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
+    """Long enough to be met by what happens to workers."""
+    for step in range(10):
+        progress(step / 10)
+        threading.Event().wait(0.02)
+    return double(job, arrays, progress)
+
+
 def noisy(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     """Differs with each process: what a method that is not deterministic would hand in."""
     done = double(job, arrays, progress)
@@ -87,7 +95,7 @@ def main() -> None:
         wait_for_go(Path(given.folder), job, progress)
         return noisy(job, arrays, progress)
 
-    known = (double, noisy, die, refuse, stumble, out_of_memory, hang)
+    known = (double, slowly, noisy, die, refuse, stumble, out_of_memory, hang)
     recipes = {recipe.__name__: recipe for recipe in known} | {
         "wait": wait,
         "wait_noisy": wait_noisy,
