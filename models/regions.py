@@ -23,7 +23,7 @@ from inscan.models.matched_filter import (
 
 __all__ = ["PixelRegion", "find_regions", "significance_map"]
 
-_LARGEST = 0.15  # a merged box may cover this share of the field
+_LARGEST = 0.05  # a merged box may cover this share of the field
 
 
 @dataclass(frozen=True)
