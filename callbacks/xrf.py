@@ -242,8 +242,7 @@ class XRFMap:
             "incident_energy_ev": self._incident_ev,
             # How places worth measuring again are looked for; limits are the service's matter.
             "rescan": self._profile.rescan.model_dump(
-                mode="json",
-                include={"elements", "scale", "max_regions", "min_score"}
+                mode="json", include={"elements", "scale", "max_regions", "min_score"}
             ),
         }
         if layout is not None:

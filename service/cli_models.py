@@ -55,7 +55,11 @@ def train(
     else:
         from inscan.models.train_superres import train as train_superres
 
-        train_superres(2 if method.endswith("x2") else 4, steps or 4000, seed, out, None)
+        # The larger factor goes on from the smaller one's trunk.
+        factor, shipped, start = (
+            (2, 3200, None) if method == "superres_x2" else (4, 1800, "superres_x2")
+        )
+        train_superres(factor, steps or shipped, seed, out, start)
     typer.echo(f"weights and model card are in {out}")
 
 
