@@ -1,6 +1,6 @@
 """Check what `inscan demo --json` left: start Tiled again on its folder and resolve every uid it printed.
 
-    python .ci/check_demo.py OUT_DIR JSON_FILE
+python .ci/check_demo.py OUT_DIR JSON_FILE
 """
 
 import json
