@@ -16,13 +16,14 @@ from inscan.service.tiled_server import EmbeddedTiled
 def check(out: Path, answer: dict) -> list[str]:
     """Return what is wrong, in words."""
     wrong = []
-    for name in ("report.html", "report.png"):
-        if not (out / name).is_file() or (out / name).stat().st_size < 10_000:
+    for name, least in (("report.html", 1_000), ("report.png", 50_000)):
+        if not (out / name).is_file() or (out / name).stat().st_size < least:
             wrong.append(f"{name} is missing or empty")
     state = out / "state"
-    server = EmbeddedTiled(state, 0)
+    server = EmbeddedTiled(state, readable=[state / "results", out / "data"])
+    server.start()
     try:
-        client = from_uri(server.start(), api_key=server.api_key)
+        client = from_uri(server.uri, api_key=server.api_key.get_secret_value())
         raw, processed = client["raw"], client["processed"]
         for run in answer["runs"]:
             start = raw[run["uid"]].start
