@@ -114,7 +114,7 @@ class Roster:
 
 @dataclass
 class _Pace:
-    """How fast a run grows: rows at a time, and seconds for each row since the snapshot before."""
+    """How fast a run grows: rows at a time, and seconds for each row since the snapshot before (since its start)."""
 
     rows: int
     at: float
@@ -138,7 +138,7 @@ class SnapshotQueue:
         if pace is not None and rows > pace.rows:
             self._paces[job.run_uid] = _Pace(rows, now, (now - pace.at) / (rows - pace.rows))
         elif pace is None:
-            self._paces[job.run_uid] = _Pace(rows, now)
+            self._paces[job.run_uid] = _Pace(rows, now, _pace_since_start(job, rows))
             while len(self._paces) > _MOST_PACES:
                 self._paces.popitem(last=False)
         self._jobs[job.run_uid] = (job, now)
@@ -175,6 +175,14 @@ class SnapshotQueue:
         self._paces.pop(run_uid, None)
         old = self._jobs.pop(run_uid, None)
         return old[0] if old else None
+
+
+def _pace_since_start(job: InferenceJob, rows: int) -> float | None:
+    """Seconds for each row so far, by the date in the start document: a guess until the next snapshot."""
+    started = job.meta.get("start_time")
+    if not rows or not isinstance(started, int | float):
+        return None
+    return max(0.0, time.time() - started) / rows
 
 
 def _rows_in_all(job: InferenceJob) -> int | None:

@@ -57,6 +57,16 @@ def test_a_snapshot_that_would_hold_up_its_final_is_left_out(clock):
     assert len(queue) == 0
 
 
+def test_the_first_snapshot_goes_by_the_time_since_the_start(clock, monkeypatch):
+    monkeypatch.setattr("inscan.service.roster.time.time", lambda: 5000.0 + clock[0])
+    queue, clock[0] = SnapshotQueue(), 50.0
+    first = snapshot("a", 50)
+    first.meta["start_time"] = 5000.0  # a row a second, fifty are left
+    queue.put(first)
+    assert queue.drop_late({"n2n": 49.0}) == []
+    assert queue.drop_late({"n2n": 51.0}) == [first]
+
+
 def test_a_run_that_does_not_say_how_long_it_is_keeps_its_snapshots(clock):
     queue = SnapshotQueue()
     for rows in (8, 16):
