@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 
 from inscan.models.estimate import Estimate, gaussian_calibration
 from inscan.models.gram import GramAccumulator
-from inscan.models.infer import load_denoiser
+from inscan.models.infer import Denoiser, load_denoiser
 from inscan.models.lowrank import (
     Basis,
     Coefficients,
@@ -70,6 +70,7 @@ def denoise(
     device: str | None = None,
     gram: GramAccumulator | None = None,
     out: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None,
+    denoiser: Denoiser | None = None,
 ) -> Estimate:
     """Denoise a stack of frames of one place at many energies.
 
@@ -94,6 +95,8 @@ def denoise(
         everything was measured.
     out : (values, sigma), optional
         Arrays of the stack's shape to write into, mapped result files for instance.
+    denoiser : Denoiser, optional
+        Other weights than the shipped ones, or one that can be told to stop (`Denoiser.check`).
 
     Returns
     -------
@@ -152,7 +155,7 @@ def denoise(
     spread = np.broadcast_to(level, flat.images.shape)
     if there is not None and partial is not None and partial.any():
         spread = completed(flat.images, data, there, partial, weights, basis.vectors, level)
-    denoiser = load_denoiser(device)
+    denoiser = denoiser or load_denoiser(device)
     tta = next((t for t, most in _TTA_PIXELS.items() if data[0].size <= most), 1)
     if float(level.max()) <= 0:
         # No noise at all (constant or rank-deficient input): nothing to remove.

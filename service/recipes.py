@@ -121,7 +121,11 @@ def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
     part_variance = np.ascontiguousarray(variance[recorded])
     part_measured = None if measured is None else np.asarray(measured, dtype=bool)[recorded]
     estimate = subspace.denoise(
-        part, variance=part_variance, measured=part_measured, **job.parameters
+        part,
+        variance=part_variance,
+        measured=part_measured,
+        denoiser=replace(load_denoiser(), check=lambda: progress(0.1)),
+        **job.parameters,
     )
     progress(0.7)
     labels = [f"{energy:.2f} eV" for energy in energies[recorded]]
