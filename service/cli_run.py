@@ -2,11 +2,12 @@
 
 import json
 import logging
+import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,8 +27,8 @@ def demo(
     sample: Annotated[
         str | None,
         typer.Option(
-            help="a built-in sample (sim_xrf: cells, siemens_star, battery_particles; sim_txm: smooth, fine,"
-            " random) or a file of measured maps (.npz, .h5, .tif; element names from the keys)"
+            help="a built-in sample (sim_xrf: cells, siemens_star, battery_particles; sim_txm: battery_smooth,"
+            " battery_fine, battery_random) or a file of measured maps (.npz, .h5, .tif; element names from the keys)"
         ),
     ] = None,
     out: Annotated[
@@ -44,7 +45,9 @@ def demo(
 ) -> None:
     """Run the whole loop on a simulated beamline and write a report.
 
-    Exit status 1 when a run got no result or a fine scan was cut short; the report says which.
+    Exit status 1 when a run got no result or a fine scan was cut short, 130 after Ctrl-C; the report says what is
+    missing. INSCAN_SIM_TIME_SCALE, _CHANNELS, _DWELL, _SPECTRA and _SIZE in the environment change the beamline
+    (a time scale of 0: as fast as it goes).
     """
     from inscan.service import demo as demonstration
 
@@ -58,11 +61,20 @@ def demo(
     )
     answer = demonstration.run(options)
     if as_json:
-        typer.echo(json.dumps(answer, indent=2, allow_nan=True))
+        typer.echo(json.dumps(_strict(answer), indent=2, allow_nan=False))
     if answer["interrupted"]:
         raise KeyboardInterrupt
     if answer["problems"]:
         sys.exit(1)
+
+
+def _strict(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _strict(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def serve(

@@ -7,8 +7,8 @@ import concurrent.futures
 import os
 import sys
 import threading
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from inscan.callbacks import Connection
-from inscan.callbacks.plans import CoarseToFine, coarse_to_fine
+from inscan.callbacks.plans import coarse_to_fine
 from inscan.service.demo_beamline import RowWatch, data_folder, load_startup, run_plan
+from inscan.service.demo_course import Course
+from inscan.service.demo_interrupt import Interrupts
 from inscan.service.demo_report import Report, print_report, write_html
 from inscan.service.demo_results import RunResult, read_results
 from inscan.service.demo_service import DemoService, ServiceFailed
@@ -26,6 +28,8 @@ from inscan.service.raw_writer import RawRunWriter
 
 _OUTCOME_S = 180.0
 _RAW_S = 60.0
+_HURRY_S = 30.0
+"""After Ctrl-C: what an aborted run takes to be processed, and no more."""
 _TIME_SCALE = 0.25
 """Real seconds per second of dwell: slow enough to watch, fast enough for a demo."""
 
@@ -57,18 +61,18 @@ class DemoOptions:
     quiet: bool
 
 
-@dataclass
-class Course:
-    """How a demo went, as far as it went."""
+@dataclass(frozen=True)
+class _Session:
+    """What runs during a demo besides the demo itself."""
 
-    uids: list[str] = field(default_factory=list)
-    fine_uids: list[str] = field(default_factory=list)
-    outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    regions: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    interrupted: bool = False
-    tiled: str = ""
+    service: DemoService
+    beamline: dict[str, Any]
+    raw: RawRunWriter
+    tiled_key: str
+
+    @property
+    def connection(self) -> Connection:
+        return self.beamline["inscan"]
 
 
 def run(options: DemoOptions) -> dict[str, Any]:
@@ -83,132 +87,163 @@ def run(options: DemoOptions) -> dict[str, Any]:
     Raises
     ------
     OSError, ValueError
-        When the folder cannot be used or the sample is none; before anything is started.
+        When the folder cannot be used, or a sample or parameter is wrong; before anything is started.
     """
     console = Console(stderr=options.quiet)
-    _prepare(options.out)
-    course = Course()
-    with ExitStack() as stack:
+    if options.sample is None and os.environ.get("INSCAN_SIM_SAMPLE"):
+        options = replace(options, sample=os.environ["INSCAN_SIM_SAMPLE"])
+    made = _prepare(options.out)
+    course, stack = Course(), ExitStack()
+    with Interrupts() as interrupts:
         try:
-            results = _scan(options, course, console, stack)
-        except KeyboardInterrupt:
-            course.interrupted = True
-            results = []
-        except ServiceFailed as error:
-            course.problems.append(str(error))
-            results = []
-        if course.interrupted:
-            course.problems.append("stopped by Ctrl-C: what had not been measured is missing")
-        answer = _report(options, course, results, console)
-        if options.keep and not course.interrupted and course.tiled:
-            console.print("Tiled stays up until Ctrl-C", markup=False)
-            try:
-                threading.Event().wait()
-            except KeyboardInterrupt:
-                pass
+            session = _measure(options, course, console, stack, interrupts)
+            results = [] if session is None else _collect(course, session, console, interrupts)
+            with interrupts.held():
+                answer = _report(options, course, results, console, interrupts.asked)
+            if options.keep and not interrupts.asked and course.tiled:
+                console.print("Tiled stays up until Ctrl-C", markup=False)
+                with suppress(KeyboardInterrupt):
+                    threading.Event().wait()
+        except (OSError, ValueError):
+            _leave_as_found(options.out, made)
+            raise
+        finally:
+            with interrupts.held():
+                stack.close()
     return answer
 
 
-def _scan(
-    options: DemoOptions, course: Course, console: Console, stack: ExitStack
-) -> list[RunResult]:
-    service = DemoService(options.out, options.profile, data_folder(options.out))
-    stack.callback(service.stop)
-    with console.status("starting Tiled, the service and a worker"):
-        # The service needs seconds to come up; the beamline loads meanwhile, and fails first if it must.
-        service.launch()
-        beamline = _load_beamline(options)
-        addresses = service.wait()
-    course.tiled = addresses["tiled"]
-    key = service.tiled_key()
-    run_engine, connection = beamline["RE"], beamline["inscan"]
-    assert isinstance(connection, Connection)
-    stack.callback(connection.close)
-    raw = RawRunWriter(course.tiled, SecretStr(key), options.out / "raw-documents")
-    stack.callback(raw.close)
-    run_engine.subscribe(raw)
-    with Watch(console) as watch:
-        watch.follow(connection)
-        run_engine.subscribe(RowWatch(watch.step))
+def _measure(
+    options: DemoOptions,
+    course: Course,
+    console: Console,
+    stack: ExitStack,
+    interrupts: Interrupts,
+) -> _Session | None:
+    """Start everything and take the scans; None when it did not come to that."""
+    session = None
+    try:
+        session = _open(options, course, console, stack)
+        run_engine, beamline = session.beamline["RE"], session.beamline
+        with Watch(console) as watch:
+            watch.follow(session.connection)
+            run_engine.subscribe(RowWatch(watch.step))
 
-        def tell(text: str) -> None:
-            course.notes.append(text)
-            watch.say(text)
+            def tell(text: str) -> None:
+                course.notes.append(text)
+                watch.say(text)
 
-        run_engine.subscribe(lambda _, doc: course.uids.append(doc["uid"]), "start")
-        if options.profile == "sim_xrf":
-            done: list[CoarseToFine] = []
-
-            def plan() -> Any:
-                found = yield from coarse_to_fine(
+            if options.profile == "sim_xrf":
+                plan = coarse_to_fine(
                     beamline["survey"](),
-                    connection,
+                    session.connection,
                     beamline["fine"],
                     timeout=_OUTCOME_S,
                     report=tell,
                 )
-                done.append(found)
+            else:
+                plan = beamline["xanes"]()
+            run_plan(run_engine, plan, interrupts)
+            if interrupts.asked and course.exits:
+                tell("Ctrl-C: the running scan was aborted and its run closed")
+    except KeyboardInterrupt:
+        pass  # interrupts.asked says so
+    except ServiceFailed as error:
+        course.problems.append(str(error))
+    return session
 
-            finished = run_plan(run_engine, plan())
-            if done:
-                course.fine_uids = done[0].fine_uids
-                course.regions = [
-                    region
-                    for outcome in done[0].outcomes
-                    for proposal in outcome.get("proposals") or ()
-                    for region in proposal.get("regions") or ()
-                ]
-        else:
-            finished = run_plan(run_engine, beamline["xanes"]())
-        if not finished:
-            course.interrupted = True
-            tell("Ctrl-C: the running scan was aborted and its run closed")
-        _await_outcomes(course, connection, watch, service)
-    for uid in course.uids:
-        if not raw.wait(uid, _RAW_S):
-            why = raw.problems.get(uid, f"not whole after {_RAW_S:g} s")
-            course.problems.append(f"raw run {uid} is not in Tiled: {why}")
+
+def _open(options: DemoOptions, course: Course, console: Console, stack: ExitStack) -> _Session:
+    service = DemoService(options.out, options.profile, data_folder(options.out))
+
+    def start_service() -> None:
+        stack.callback(service.stop)
+        service.launch()
+        course.tiled = service.wait()["tiled"]
+
+    with console.status("starting Tiled, the service and a worker"):
+        # What can be wrong with the input comes to light before the service is started; and the connection is made
+        # when there is a service, or it would look for another one.
+        beamline = load_startup(options.profile, _environment(options), start_service)
+    connection = beamline["inscan"]
+    assert isinstance(connection, Connection)
+    stack.callback(connection.close)
+    key = service.tiled_key()
+    raw = RawRunWriter(course.tiled, SecretStr(key), options.out / "raw-documents")
+    stack.callback(raw.close)
+    beamline["RE"].subscribe(raw)
+    beamline["RE"].subscribe(course.record)
+    return _Session(service, beamline, raw, key)
+
+
+def _environment(options: DemoOptions) -> dict[str, str]:
+    """Parameters of the beamline: the demo's own; what else there is of `INSCAN_SIM_*` is the user's."""
+    return {
+        "INSCAN_STATE": str(options.out / "state"),
+        "INSCAN_SERVICE": "",  # the one of the state directory
+        "INSCAN_SIM_DATA": str(data_folder(options.out)),
+        "INSCAN_SIM_SEED": str(options.seed),
+        "INSCAN_SIM_TIME_SCALE": os.environ.get("INSCAN_SIM_TIME_SCALE") or str(_TIME_SCALE),
+        "INSCAN_SIM_SAMPLE": options.sample or "",
+    }
+
+
+def _collect(
+    course: Course, session: _Session, console: Console, interrupts: Interrupts
+) -> list[RunResult]:
+    """Wait for what became of every run, and read it; what does not come is a problem, not an error."""
+    while True:
+        problems: list[str] = []
+        try:
+            results = _results(course, session, console, problems, hurry=interrupts.asked)
+        except KeyboardInterrupt:
+            continue  # once more with less patience; a second signal raises nothing
+        break
+    course.problems += problems
+    return results
+
+
+def _results(
+    course: Course, session: _Session, console: Console, problems: list[str], *, hurry: bool
+) -> list[RunResult]:
+    for uid in course.starts:
+        timeout = _HURRY_S if hurry else _OUTCOME_S
+        try:
+            outcome = session.connection.future(uid).result(timeout=timeout)
+        except concurrent.futures.TimeoutError:
+            problems.append(f"{course.name(uid)}: no outcome within {timeout:g} s")
+            if not session.service.alive:
+                problems.append(f"the service is gone\n{session.service.log_tail()}")
+                return []
+            continue
+        if outcome.get("status") != "done":
+            problems.append(f"{course.name(uid)}: {outcome.get('status')}: {outcome.get('reason')}")
+        elif uid not in course.outcomes:
+            verdict = outcome.get("verdict")
+            console.print(
+                f"result of {uid[:8]} is in Tiled, verdict {verdict}", markup=False, highlight=False
+            )
+        course.outcomes[uid] = outcome
+    for uid in course.starts:
+        timeout = _HURRY_S if hurry else _RAW_S
+        if not session.raw.wait(uid, timeout):
+            why = session.raw.problems.get(uid, f"not whole after {timeout:g} s")
+            problems.append(f"raw run {uid} is not in Tiled: {why}")
     pairs = [
         (uid, outcome["result_uid"])
         for uid, outcome in course.outcomes.items()
         if outcome.get("result_uid")
     ]
-    return read_results(course.tiled, key, pairs)
+    try:
+        return read_results(course.tiled, session.tiled_key, pairs)
+    except (KeyError, OSError) as error:
+        problems.append(f"results cannot be read from Tiled: {type(error).__name__}: {error}")
+        return []
 
 
-def _load_beamline(options: DemoOptions) -> dict[str, Any]:
-    environment = {
-        "INSCAN_STATE": str(options.out / "state"),
-        "INSCAN_SIM_DATA": str(data_folder(options.out)),
-        "INSCAN_SIM_SEED": str(options.seed),
-        "INSCAN_SIM_TIME_SCALE": str(_TIME_SCALE),
-    }
-    if options.sample is not None:
-        environment["INSCAN_SIM_SAMPLE"] = options.sample
-    return load_startup(options.profile, environment)
-
-
-def _await_outcomes(
-    course: Course, connection: Connection, watch: Watch, service: DemoService
-) -> None:
-    """Wait for what became of every run; what does not come is a problem, not an error."""
-    for uid in course.uids:
-        try:
-            outcome = connection.future(uid).result(timeout=_OUTCOME_S)
-        except concurrent.futures.TimeoutError:
-            course.problems.append(f"run {uid}: no outcome within {_OUTCOME_S:g} s")
-            if not service.alive:
-                course.problems.append(f"the service is gone\n{service.log_tail()}")
-                return
-            continue
-        course.outcomes[uid] = outcome
-        if outcome.get("status") != "done":
-            course.problems.append(f"run {uid}: {outcome.get('status')}: {outcome.get('reason')}")
-        else:
-            watch.say(f"result of {uid[:8]} is in Tiled, verdict {outcome.get('verdict')}")
-
-
-def _prepare(out: Path) -> None:
+def _prepare(out: Path) -> list[Path]:
+    """Make the folder; return those that were made for it, innermost first."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -221,17 +256,30 @@ def _prepare(out: Path) -> None:
         raise FileExistsError(
             f"--out {out} is not empty: give a new folder, or remove what is in it"
         )
+    return made
+
+
+def _leave_as_found(out: Path, made: list[Path]) -> None:
+    """Take back what bad input left: only if nothing else is in it."""
+    (out / "service.yaml").unlink(missing_ok=True)
+    with suppress(OSError):
+        for folder in (out / "data", *made):
+            folder.rmdir()
 
 
 def _report(
-    options: DemoOptions, course: Course, results: list[RunResult], console: Console
+    options: DemoOptions, course: Course, results: list[RunResult], console: Console, asked: bool
 ) -> dict[str, Any]:
     # Only here, after the last scan, may anything know the truth.
     from inscan.service.demo_truth import evaluate
 
+    course.problems[:0] = course.missing() if asked else []
     picture = options.out / "report.png"
+    first = next(iter(course.starts), None)
+    # Without the survey there is nothing to hold fine maps against.
+    whole = results if results and results[0].run_uid == first else []
     blocks, figures = evaluate(
-        options.profile, options.sample, options.seed, results, course.regions, picture
+        options.profile, options.sample, options.seed, whole, course.regions, picture
     )
     report = Report(
         title=f"inscan demo: {options.profile}",
@@ -255,28 +303,14 @@ def _report(
     write_html(report, options.out / "report.html")
     print_report(report, console)
     return {
-        "runs": [_run_entry(result) for result in results],
+        "runs": [course.entry(uid, results) for uid in course.starts],
         "figures": figures,
         "tiled": course.tiled,
         "state": str(options.out / "state"),
         "report": str(options.out / "report.html"),
         "notes": course.notes,
         "problems": course.problems,
-        "interrupted": course.interrupted,
-    }
-
-
-def _run_entry(result: RunResult) -> dict[str, Any]:
-    return {
-        "uid": result.run_uid,
-        "scan_id": result.raw_start.get("scan_id"),
-        "purpose": result.purpose,
-        "parent_uid": result.raw_start.get("parent_uid"),
-        "region": result.raw_start.get("region"),
-        "proposal": result.raw_start.get("proposal"),
-        "result_uid": result.result_uid,
-        "verdict": result.verdict,
-        "reasons": result.reasons,
+        "interrupted": asked,
     }
 
 

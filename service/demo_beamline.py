@@ -1,25 +1,28 @@
 """The demo's beamline: a profile's startup folder, executed as IPython and queueserver do, in this process."""
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from bluesky import RunEngine
 from bluesky.utils import RunEngineInterrupted
 
 from inscan.callbacks.profile import shipped_profiles
+from inscan.service.demo_interrupt import Interrupts
+
+_CONNECTS = "60"
+"""Files from this number on connect to the service."""
 
 
 class StartupError(ValueError):
     """A startup file failed; the message names it and the error."""
 
 
-def load_startup(profile: str, environment: Mapping[str, str]) -> dict[str, Any]:
+def load_startup(
+    profile: str, environment: Mapping[str, str], before_connecting: Callable[[], object]
+) -> dict[str, Any]:
     """Execute `startup/NN-topic.py` of a shipped profile in one namespace, in the order of their names.
 
     Parameters
@@ -28,6 +31,8 @@ def load_startup(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
         `sim_xrf` or `sim_txm`.
     environment : mapping of str
         Set in the environment while the files run: it is how startup files take their parameters.
+    before_connecting : callable
+        Called before the file that connects to the service, which may still be on its way until then.
 
     Returns
     -------
@@ -40,11 +45,17 @@ def load_startup(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
         As a startup file raised it (a sample file without maps, a wrong parameter).
     StartupError
         For any other error in a startup file.
+    Exception
+        Whatever `before_connecting` raises.
     """
     folder = shipped_profiles()[profile].parent / "startup"
     namespace: dict[str, Any] = {}
+    waiting = True
     with _set(environment):
         for path in sorted(folder.glob("[0-9][0-9]-*.py")):
+            if waiting and path.name >= _CONNECTS:
+                waiting = False
+                before_connecting()
             try:
                 namespace |= {"__name__": path.stem, "__file__": str(path)}
                 # One namespace for all files, as in IPython: a later file sees and may replace names of an earlier.
@@ -56,50 +67,18 @@ def load_startup(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
     return namespace
 
 
-def run_plan(run_engine: RunEngine, plan: Generator[Any, Any, Any]) -> bool:
-    """Run a plan; Ctrl-C aborts it at once, so that its run is closed.
-
-    Returns
-    -------
-    bool
-        False when it was interrupted.
-    """
+def run_plan(run_engine: RunEngine, plan: Generator[Any, Any, Any], interrupts: Interrupts) -> None:
+    """Run a plan; Ctrl-C aborts it at once, so that its run is closed. `interrupts.asked` says that it came."""
     previous = run_engine.context_managers
-    run_engine.context_managers = [_pause_on_interrupt]
+    run_engine.context_managers = [interrupts.pausing]
     try:
         run_engine(plan)
     except RunEngineInterrupted:
-        run_engine.abort("Ctrl-C")
-        return False
+        # Where nothing can be rewound a pause is an abort already.
+        if run_engine.state == "paused":
+            run_engine.abort("Ctrl-C")
     finally:
         run_engine.context_managers = previous
-    return True
-
-
-@contextmanager
-def _pause_on_interrupt(run_engine: RunEngine) -> Generator[None, None, None]:
-    """Turn SIGINT into an immediate pause; the RunEngine's own handler waits for a checkpoint and a second Ctrl-C."""
-    asked = threading.Event()
-    ended = threading.Event()
-
-    def pause() -> None:
-        asked.wait()
-        if not ended.is_set():
-            run_engine.request_pause(defer=False)
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        asked.set()  # pausing takes locks, which a signal handler must not
-
-    thread = threading.Thread(target=pause, name="demo-interrupt", daemon=True)
-    thread.start()
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        ended.set()
-        asked.set()
-        thread.join()
 
 
 @contextmanager

@@ -67,7 +67,7 @@ class Watch:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, run: str, start: Mapping[str, Any], done: int, expected: int) -> None:
         """Advance a run's bar; called in the RunEngine's thread."""
