@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,7 +60,9 @@ def demo(
     options = demonstration.DemoOptions(
         profile=profile, sample=sample, out=folder.resolve(), seed=seed, keep=keep, quiet=as_json
     )
-    answer = demonstration.run(options)
+    # Others print, too: the RunEngine says on stdout that it pauses.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        answer = demonstration.run(options)
     if as_json:
         typer.echo(json.dumps(_strict(answer), indent=2, allow_nan=False))
     if answer["interrupted"]:

@@ -92,11 +92,11 @@ def run(options: DemoOptions) -> dict[str, Any]:
     console = Console(stderr=options.quiet)
     if options.sample is None and os.environ.get("INSCAN_SIM_SAMPLE"):
         options = replace(options, sample=os.environ["INSCAN_SIM_SAMPLE"])
-    made = _prepare(options.out)
     course, stack = Course(), ExitStack()
+    made = _prepare(options.out)
     with Interrupts() as interrupts:
         try:
-            session = _measure(options, course, console, stack, interrupts)
+            session = _measure(options, made, course, console, stack, interrupts)
             results = [] if session is None else _collect(course, session, console, interrupts)
             with interrupts.held():
                 answer = _report(options, course, results, console, interrupts.asked)
@@ -104,9 +104,6 @@ def run(options: DemoOptions) -> dict[str, Any]:
                 console.print("Tiled stays up until Ctrl-C", markup=False)
                 with suppress(KeyboardInterrupt):
                     threading.Event().wait()
-        except (OSError, ValueError):
-            _leave_as_found(options.out, made)
-            raise
         finally:
             with interrupts.held():
                 stack.close()
@@ -115,6 +112,7 @@ def run(options: DemoOptions) -> dict[str, Any]:
 
 def _measure(
     options: DemoOptions,
+    made: list[Path],
     course: Course,
     console: Console,
     stack: ExitStack,
@@ -123,7 +121,7 @@ def _measure(
     """Start everything and take the scans; None when it did not come to that."""
     session = None
     try:
-        session = _open(options, course, console, stack)
+        session = _open(options, made, course, console, stack)
         run_engine, beamline = session.beamline["RE"], session.beamline
         with Watch(console) as watch:
             watch.follow(session.connection)
@@ -143,7 +141,12 @@ def _measure(
                 )
             else:
                 plan = beamline["xanes"]()
-            run_plan(run_engine, plan, interrupts)
+            try:
+                run_plan(run_engine, plan, interrupts)
+            except Exception as error:  # noqa: BLE001 - plans and devices raise anything; what is measured stays
+                # A device that is stopped in the middle of a row says so by failing: that is no news after Ctrl-C.
+                if not interrupts.asked:
+                    course.problems.append(f"the scan failed: {type(error).__name__}: {error}")
             if interrupts.asked and course.exits:
                 tell("Ctrl-C: the running scan was aborted and its run closed")
     except KeyboardInterrupt:
@@ -153,10 +156,19 @@ def _measure(
     return session
 
 
-def _open(options: DemoOptions, course: Course, console: Console, stack: ExitStack) -> _Session:
+def _open(
+    options: DemoOptions,
+    made: list[Path],
+    course: Course,
+    console: Console,
+    stack: ExitStack,
+) -> _Session:
     service = DemoService(options.out, options.profile, data_folder(options.out))
+    launched = False
 
     def start_service() -> None:
+        nonlocal launched
+        launched = True
         stack.callback(service.stop)
         service.launch()
         course.tiled = service.wait()["tiled"]
@@ -164,7 +176,12 @@ def _open(options: DemoOptions, course: Course, console: Console, stack: ExitSta
     with console.status("starting Tiled, the service and a worker"):
         # What can be wrong with the input comes to light before the service is started; and the connection is made
         # when there is a service, or it would look for another one.
-        beamline = load_startup(options.profile, _environment(options), start_service)
+        try:
+            beamline = load_startup(options.profile, _environment(options), start_service)
+        except (OSError, ValueError):
+            if not launched:
+                _leave_as_found(options.out, made)
+            raise
     connection = beamline["inscan"]
     assert isinstance(connection, Connection)
     stack.callback(connection.close)

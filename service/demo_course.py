@@ -74,7 +74,7 @@ class Course:
             for region in self.regions
             if region.get("label") not in taken
         ]
-        return found
+        return found if len(found) > 1 else ["stopped by Ctrl-C, after the last scan"]
 
     def entry(self, uid: str, results: list[RunResult]) -> dict[str, Any]:
         """A run in the demo's answer; `result_uid` is None when there is no result of it."""
