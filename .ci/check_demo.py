@@ -27,6 +27,9 @@ def check(out: Path, answer: dict) -> list[str]:
         raw, processed = client["raw"], client["processed"]
         for run in answer["runs"]:
             start = raw[run["uid"]].start
+            if run["result_uid"] is None:
+                wrong.append(f"run {run['uid']} has no result")
+                continue
             derived = processed[run["result_uid"]]
             primary = derived["primary"]
             values, sigma = primary["values"].read(), primary["sigma"].read()

@@ -1,6 +1,7 @@
 """Commands that ask a running service, or Tiled, and print what they hear."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ State = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
+_UID = re.compile(r"\b[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}\b")
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this module."""
@@ -22,22 +25,42 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _ask(where: Path | None, op: str, **fields: Any) -> dict[str, Any]:
-    from inscan.callbacks.request import request
+    from inscan.callbacks.request import RequestRefusedError, request
     from inscan.service.settings import default_state_dir
 
-    return request(where or default_state_dir(), op, **fields)
+    try:
+        return request(where or default_state_dir(), op, **fields)
+    except RequestRefusedError as error:
+        typer.echo(f"inscan: {_short(str(error))}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, default=str))
 
 
-def _rows(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+def _short(text: str) -> str:
+    """Cut uids to their first eight characters, which every command takes."""
+    return _UID.sub(lambda match: match[0][:8], text)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else _short(str(value))
+
+
+def _rows(what: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Print a table, or that there is nothing to print; `columns` are headings and keys."""
+    if not rows:
+        typer.echo(f"no {what}s")
+        return
+    title = f"{len(rows)} {what}" + ("s" if len(rows) > 1 else "")
     table = Table(title=title, title_justify="left")
     for heading in columns:
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*("" if row.get(key) is None else str(row[key]) for key in columns.values()))
+        table.add_row(*(_cell(row.get(key)) for key in columns.values()))
     Console().print(table)
 
 
@@ -47,14 +70,16 @@ def status(state: State = None, as_json: Json = False) -> None:
     if as_json:
         _print_json(answer)
         return
-    console = Console()
     for key, value in answer.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            _rows(key, value, {name: name for name in value[0]})
+        if key == "workers":
+            rows = [row | {"MB": int(row.get("rss") or 0) // 1_000_000} for row in value]
+            names = ("worker", "device", "MB", "seen_s", "state", "run_uid", "kind", "progress")
+            _rows("worker", rows, {name.removesuffix("_uid"): name for name in names})
         elif isinstance(value, dict):
-            console.print(f"{key}: " + (", ".join(f"{k} {v}" for k, v in value.items()) or "none"))
+            known = [f"{name} {_cell(one)}" for name, one in value.items() if one not in ("", None)]
+            typer.echo(f"{key}: {', '.join(known) or 'none'}")
         else:
-            console.print(f"{key}: {value}")
+            typer.echo(f"{key}: {value}")
 
 
 def jobs(
@@ -71,7 +96,7 @@ def jobs(
         return
     columns = {"scan": "scan_id", "run": "run_uid", "recipe": "recipe", "state": "state"}
     columns |= {"verdict": "verdict", "result": "result_uid", "reason": "reason"}
-    _rows(f"{len(answer)} jobs", answer, columns)
+    _rows("failed job" if failed else "job", answer, columns)
 
 
 def proposals(
@@ -87,7 +112,7 @@ def proposals(
     rows = [row | {"n": len(row.get("regions", []))} for row in answer]
     columns = {"id": "id", "run": "run_uid", "state": "state", "regions": "n"}
     columns |= {"time (s)": "time_s", "who": "who", "reason": "reason"}
-    _rows(f"{len(rows)} proposals", rows, columns)
+    _rows("proposal", rows, columns)
 
 
 Proposal = Annotated[str, typer.Argument(help="id of the proposal, or its first characters")]
@@ -147,7 +172,9 @@ def show(
         _print_json(answer)
         return
     for key, value in answer.items():
-        typer.echo(f"{key}: {value}")
+        text = "; ".join(value) if isinstance(value, list) else value
+        if text not in ("", None):
+            typer.echo(f"{key}: {text}")
 
 
 def doctor(

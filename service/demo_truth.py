@@ -252,7 +252,7 @@ def _times(survey: RunResult, fines: Sequence[RunResult]) -> dict[str, float]:
         return float(run.raw_start["scan"]["dwell"])
 
     def taken(run: RunResult) -> float:
-        return dwell(run) * run.geometry.shape[0] * run.geometry.shape[1]
+        return dwell(run) * float(np.count_nonzero(run.arrays["measured"]))
 
     times = {"survey": taken(survey), "fine": sum(taken(fine) for fine in fines)}
     if fines:
