@@ -30,7 +30,7 @@ _OUTCOME_S = 180.0
 _RAW_S = 60.0
 _HURRY_S = 30.0
 """After Ctrl-C: what an aborted run takes to be processed, and no more."""
-_TIME_SCALE = 0.25
+_TIME_SCALE = {"sim_xrf": 0.25, "sim_txm": 1.0}
 """Real seconds per second of dwell: slow enough to watch, fast enough for a demo."""
 
 
@@ -200,7 +200,8 @@ def _environment(options: DemoOptions) -> dict[str, str]:
         "INSCAN_SERVICE": "",  # the one of the state directory
         "INSCAN_SIM_DATA": str(data_folder(options.out)),
         "INSCAN_SIM_SEED": str(options.seed),
-        "INSCAN_SIM_TIME_SCALE": os.environ.get("INSCAN_SIM_TIME_SCALE") or str(_TIME_SCALE),
+        "INSCAN_SIM_TIME_SCALE": os.environ.get("INSCAN_SIM_TIME_SCALE")
+        or str(_TIME_SCALE[options.profile]),
         "INSCAN_SIM_SAMPLE": options.sample or "",
     }
 
