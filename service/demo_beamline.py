@@ -1,5 +1,6 @@
 """The demo's beamline: a profile's startup folder, executed as IPython and queueserver do, in this process."""
 
+import logging
 import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -69,7 +70,12 @@ def load_startup(
 
 def run_plan(run_engine: RunEngine, plan: Generator[Any, Any, Any], interrupts: Interrupts) -> None:
     """Run a plan; Ctrl-C aborts it at once, so that its run is closed. `interrupts.asked` says that it came."""
-    previous = run_engine.context_managers
+
+    def news(record: logging.LogRecord) -> bool:
+        return not interrupts.asked  # that a plan which is being aborted fails is none
+
+    logger, previous = run_engine.log.logger, run_engine.context_managers
+    logger.addFilter(news)
     run_engine.context_managers = [interrupts.pausing]
     try:
         run_engine(plan)
@@ -79,6 +85,7 @@ def run_plan(run_engine: RunEngine, plan: Generator[Any, Any, Any], interrupts: 
             run_engine.abort("Ctrl-C")
     finally:
         run_engine.context_managers = previous
+        logger.removeFilter(news)
 
 
 @contextmanager

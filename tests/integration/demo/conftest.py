@@ -70,14 +70,21 @@ class Demo:
         return self.process.wait(seconds)
 
 
-def related(out: Path) -> list[str]:
-    """Processes that name a folder in their command line."""
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline", "status"]):
-        command = " ".join(process.info["cmdline"] or [])
-        if str(out) in command and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(f"{process.info['pid']} {command}")
-    return found
+@pytest.fixture(scope="session")
+def related() -> Callable[[Path], list[str]]:
+    """`related(out)`: living processes that name a folder in their command line or environment."""
+
+    def find(out: Path) -> list[str]:
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline", "status", "environ"]):
+            environment = (process.info["environ"] or {}).values()
+            command = " ".join(process.info["cmdline"] or [])
+            if str(out) in command or any(str(out) in text for text in environment):
+                if process.info["status"] != psutil.STATUS_ZOMBIE:
+                    found.append(f"{process.info['pid']} {command}")
+        return found
+
+    return find
 
 
 @pytest.fixture(scope="session")
