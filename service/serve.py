@@ -214,6 +214,7 @@ class Service:
             propose=self._rescans.propose,
         )
         self._writer.start()
+        self._threads["writer"] = self._writer
         self._stack.callback(self._writer.stop, _WRITER_GRACE_S)
         self._runs.resume()
         self._ingest.start()
