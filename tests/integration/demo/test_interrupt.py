@@ -33,8 +33,8 @@ def test_while_the_service_starts(start, maps, until, related, tmp_path):
 
 
 def test_in_the_middle_of_the_survey(start, maps, until, related, tmp_path):
-    demo = start(tmp_path / "out", "--sample", str(maps), INSCAN_SIM_TIME_SCALE="1")
-    until(lambda: "snapshot after 8 rows" in demo.stderr, 90)
+    demo = start(tmp_path / "out", "--sample", str(maps), INSCAN_SIM_TIME_SCALE="0.7")
+    until(lambda: "snapshot after " in demo.stderr, 90)
     family = demo.family()
     demo.interrupt()
     until(lambda: "Aborting" in demo.stderr)
@@ -44,7 +44,7 @@ def test_in_the_middle_of_the_survey(start, maps, until, related, tmp_path):
     assert "already stopping" in demo.stderr and "Traceback" not in demo.stderr
     (survey,) = demo.answer["runs"]
     assert (survey["purpose"], survey["exit_status"]) == ("survey", "abort")
-    # Eight rows had been measured: there is a result of them.
+    # Eight rows or more had been measured: there is a result of them.
     assert survey["result_uid"] is not None
     missing = f"survey (scan 1, run {survey['uid']}) ended early (abort); its result covers"
     assert any(missing in problem for problem in demo.answer["problems"])
