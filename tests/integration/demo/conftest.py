@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,14 @@ class Demo:
     def family(self) -> list[psutil.Process]:
         """Its descendants, which go on bearing its folder in their command line when it is gone."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def commands(self) -> list[str]:
+        """Command lines of its living descendants."""
+        found = []
+        for process in self.family():
+            with suppress(psutil.Error):  # gone, or going, since it was listed
+                found.append(" ".join(process.cmdline()))
+        return found
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)

@@ -91,7 +91,7 @@ def test_killed_outright_its_children_die_with_it(start, maps, until, tmp_path, 
     demo = start(tmp_path / "out", "--sample", str(maps))
 
     def whole_family():
-        commands = [" ".join(process.cmdline()) for process in demo.family()]
+        commands = demo.commands()
         parts = ("service.cli serve", "service.worker", "service.tiled_child")
         return all(any(part in command for command in commands) for part in parts)
 
