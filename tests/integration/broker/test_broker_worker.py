@@ -78,14 +78,16 @@ def test_the_end_of_a_child_is_no_matter_of_waiting_for_its_lease(rig_in):
     assert rig.reaches(key, "computed", 10.0)["dispatches"] == 2
 
 
-def test_a_job_that_kills_two_workers_is_quarantined(rig):
+def test_a_job_that_kills_two_workers_is_quarantined(rig, wait_until):
     key = rig.submit("run-1")
     for _ in range(2):
         assert rig.worker("die").wait(20) == -signal.SIGKILL
     found = rig.reaches(key, "failed")
     assert found["code"] == "quarantined"
     assert len(set(found["lost_on"])) == 2
-    (outcome,) = (item for item in rig.ingest.drain() if isinstance(item, Outcome))
+    # The state is in the journal a moment before the outcome is posted.
+    told = wait_until(rig.ingest.drain, "an outcome")
+    (outcome,) = (item for item in told if isinstance(item, Outcome))
     assert outcome.run_uid == "run-1" and outcome.payload["status"] == "failed"
     assert "quarantined" in outcome.payload["reason"]
     rig.worker("double")
