@@ -97,8 +97,8 @@ class Child:
             self._process.wait()
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent is gone; end at once when it already is."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process `by` when its parent is gone; end at once when it already is."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         sys.exit(1)

@@ -228,7 +228,7 @@ def _regions(
         min_score=wanted.get("min_score"),
         names=[names[k] for k in searched],
     )
-    return [_plain(asdict(box) | {"element_name": names[searched[box.element]]}) for box in boxes]
+    return [asdict(box) | {"element_name": names[searched[box.element]]} for box in boxes]
 
 
 def _with_interval(
@@ -245,25 +245,12 @@ def _with_interval(
 
 
 def _report(job: InferenceJob, estimate: Estimate) -> dict[str, Any]:
-    report = {key: _plain(value) for key, value in estimate.report.items()}
+    report = dict(estimate.report)  # the worker makes JSON of it, as of every recipe's
     report["interval_level"] = LEVEL
     warnings = [str(text) for text in job.meta.get("warnings", [])]
     if warnings:
         report["assembly_warnings"] = warnings
     return report
-
-
-def _plain(value: Any) -> Any:
-    """numpy scalars and arrays as plain numbers and lists, so that the report is JSON."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _need(job: InferenceJob, arrays: Arrays, *names: str) -> None:

@@ -6,25 +6,18 @@ no port can be lost between two processes; and it never prints the address with 
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+from inscan.service.children import die_with_parent
+
 _SHUTDOWN_S = 5
 """Open requests may take so long after SIGTERM."""
 _KEEP_ALIVE_S = 75
 """Idle connections live longer than the pauses between two results, or each would pay for a new one."""
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel for SIGTERM when the parent is gone; exit at once if it already is."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 def prepare_catalog(path: Path) -> None:
@@ -51,7 +44,8 @@ def prepare_catalog(path: Path) -> None:
 
 def main() -> None:
     config_path, descriptor, parent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    die_with_parent(parent)
+    # It has tables to close, so it is asked and not killed.
+    die_with_parent(parent, signal.SIGTERM)
     listener = socket.socket(fileno=descriptor)
 
     import uvicorn
