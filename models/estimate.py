@@ -53,12 +53,16 @@ class Estimate:
         JSON-able account: method, weights and their SHA-256, figures, verdict and reasons, time.
     calibration : Calibration
         From sigma to intervals with the promised coverage.
+    doubtful : ndarray of bool, shape of `values`, or None
+        True where a value is finite and should still not be trusted; `report["doubt"]` says how
+        much of the field that is and why. None where a method does not tell.
     """
 
     values: NDArray[np.float32]
     sigma: NDArray[np.float32]
     report: Mapping[str, Any]
     calibration: Calibration
+    doubtful: NDArray[np.bool_] | None = None
 
     def interval(self, level: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Interval that holds the truth with probability `level`.
