@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inscan.models.infer import standard_guide
 from inscan.models.noise import anscombe
 
-__all__ = ["Batch", "BatchRecipe", "draw_batch"]
+__all__ = ["FLOOR", "Batch", "BatchRecipe", "crop", "draw_batch", "draw_exposure", "log_uniform"]
 
 Map = NDArray[np.float32]
+
+FLOOR = (0.002, 0.3)
+"""Counts where a map shows nothing, relative to its brightest pixel."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +35,11 @@ class BatchRecipe:
         Range of the brightest pixel's mean counts, drawn evenly in its logarithm.
     sigma : tuple of float
         Range of Gaussian noise, relative to the image's range of 1.
-    guide_share : float
-        Share of examples that have a guide at all.
-    stranger_share : float
-        Share of guides taken from another sample, or laid over an empty target: what teaches the
-        network not to copy a guide's structure where the target's counts show none.
-    twin_share : float
-        Share of the other guides that show just the target's structure.
     """
 
     poisson_share: float = 0.6
     peak: tuple[float, float] = (0.7, 500.0)
     sigma: tuple[float, float] = (0.01, 1.2)
-    guide_share: float = 0.65
-    stranger_share: float = 0.2
-    twin_share: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Batch:
 
     Attributes
     ----------
-    planes : tensor of float32, shape (n, 4, row, col)
+    planes : tensor of float32, shape (n, 2, row, col)
         Network input.
     truth : tensor of float32, shape (n, 1, row, col)
         Clean image in input units (Gaussian), or mean counts (Poisson).
@@ -107,37 +99,23 @@ def draw_batch(
 def _example(
     pool: Sequence[Map], recipe: BatchRecipe, size: int, rng: np.random.Generator
 ) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
-    maps = _crop(pool[int(rng.integers(len(pool)))], size, rng)
-    target_at = int(rng.integers(len(maps)))
-    clean = _target(maps, target_at, rng)
-    guide = np.zeros((2, size, size), dtype=np.float32)
-    if rng.random() < recipe.guide_share:
-        source, leave_out = maps, target_at
-        if rng.random() < recipe.stranger_share:
-            leave_out = -1
-            if rng.random() < 0.4:
-                clean = np.full_like(clean, clean.mean())
-            else:
-                source = _crop(pool[int(rng.integers(len(pool)))], size, rng)
-        elif rng.random() < recipe.twin_share:
-            # Elements often share one shape: the guide is then as good as more counts.
-            source, leave_out = clean[None] ** np.float32(np.exp(rng.uniform(-0.4, 0.4))), -1
-        guide = _guide(source, leave_out, rng)
+    maps = crop(pool[int(rng.integers(len(pool)))], size, rng)
+    clean = _target(maps, int(rng.integers(len(maps))), rng)
     poisson = rng.random() < recipe.poisson_share
     exposure = np.ones((size, size), dtype=np.float32)
     if poisson:
-        exposure = _exposure(size, rng)
+        exposure = draw_exposure(size, rng)
         mean = _counts(clean, recipe, rng) * exposure
         noisy = anscombe(rng.poisson(mean)) / np.sqrt(exposure)
         sigma = 1.0 / np.sqrt(exposure)
         truth = mean
     else:
         truth = _signed(maps, clean, rng)
-        sigma = _log_uniform(recipe.sigma, rng) * _variation(size, rng)
+        sigma = log_uniform(recipe.sigma, rng) * _variation(size, rng)
         noisy = truth + sigma * rng.standard_normal((size, size))
     # Crops differ from whole maps in what they hold: shake the scale they are normalised by.
     scale = max(float(np.sqrt(np.mean(noisy**2))), 1e-6) * np.exp(rng.uniform(-0.5, 0.5))
-    planes = np.stack([noisy / scale, sigma / scale, guide[0], guide[1]]).astype(np.float32)
+    planes = np.stack([noisy / scale, sigma / scale]).astype(np.float32)
     if not poisson:
         truth = truth / scale
     return (
@@ -149,7 +127,8 @@ def _example(
     )
 
 
-def _crop(maps: Map, size: int, rng: np.random.Generator) -> Map:
+def crop(maps: Map, size: int, rng: np.random.Generator) -> Map:
+    """Cut a square out of a sample, turned and mirrored at random; (element, size, size)."""
     row, col = (int(rng.integers(side - size + 1)) for side in maps.shape[1:])
     out = np.rot90(maps[:, row : row + size, col : col + size], int(rng.integers(4)), (1, 2))
     return out[:, :, ::-1] if rng.random() < 0.5 else out
@@ -167,8 +146,8 @@ def _target(maps: Map, at: int, rng: np.random.Generator) -> Map:
 
 def _counts(clean: Map, recipe: BatchRecipe, rng: np.random.Generator) -> NDArray[np.float64]:
     """Mean counts: a floor under the map, and a peak drawn over three decades."""
-    floor = _log_uniform((0.002, 0.3), rng)
-    return _log_uniform(recipe.peak, rng) * (floor + (1 - floor) * clean.astype(np.float64))
+    floor = log_uniform(FLOOR, rng)
+    return log_uniform(recipe.peak, rng) * (floor + (1 - floor) * clean.astype(np.float64))
 
 
 def _signed(maps: Map, clean: Map, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -186,29 +165,8 @@ def _signed(maps: Map, clean: Map, rng: np.random.Generator) -> NDArray[np.float
     return image * rng.uniform(0.3, 1.0)
 
 
-def _guide(maps: Map, leave_out: int, rng: np.random.Generator) -> Map:
-    """Weighted sum of other elements, measured with counting noise of its own."""
-    others = [k for k in range(len(maps)) if k != leave_out]
-    if not others:
-        others = [leave_out]
-    signal = np.zeros(maps.shape[1:])
-    variance = 0.0
-    chosen = rng.permutation(others)[: int(rng.integers(1, len(others) + 1))]
-    for k in chosen:
-        weight = rng.uniform(0.2, 1.0) * (-1.0 if rng.random() < 0.15 else 1.0)
-        top = max(float(maps[k].max()), 1e-6)
-        mean = _log_uniform((2.0, 5000.0), rng) * (maps[k].astype(np.float64) / top + 0.02)
-        signal += weight * anscombe(rng.poisson(mean))
-        variance += weight**2
-    sigma = np.full(maps.shape[1:], np.sqrt(variance))
-    guide, spread = standard_guide(signal[None], sigma[None])
-    scale = np.exp(rng.uniform(-0.5, 0.5))
-    offset = 0.3 * rng.standard_normal()
-    return np.concatenate([guide * scale + offset, spread * scale]).astype(np.float32)
-
-
-def _exposure(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Mostly even; sometimes rows or patches got more or less beam."""
+def draw_exposure(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Relative exposure (size, size): mostly even; sometimes rows or patches got more or less beam."""
     if rng.random() < 0.7:
         return np.ones((size, size), dtype=np.float32)
     return np.clip(_variation(size, rng), 0.3, 3.0).astype(np.float32)
@@ -227,6 +185,7 @@ def _variation(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.exp(depth * wave)
 
 
-def _log_uniform(limits: tuple[float, float], rng: np.random.Generator) -> float:
+def log_uniform(limits: tuple[float, float], rng: np.random.Generator) -> float:
+    """Draw a number, even in its logarithm."""
     low, high = np.log(limits)
     return float(np.exp(rng.uniform(low, high)))

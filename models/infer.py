@@ -38,7 +38,8 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 def network_of(weights: Weights) -> UNet:
     """The network a card describes, with its weights, on the CPU, in evaluation mode."""
     architecture = weights.card["architecture"]
-    config = UNetConfig(tuple(architecture["widths"]), int(architecture["blocks"]))
+    inputs = int(weights.tensors["head.weight"].shape[1])
+    config = UNetConfig(tuple(architecture["widths"]), int(architecture["blocks"]), inputs)
     net = UNet(config)
     net.load_state_dict(dict(weights.tensors))
     return net.eval().requires_grad_(False)

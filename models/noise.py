@@ -1,5 +1,7 @@
 """Counting noise: stabilise it, undo that without bias, thin it, score it, estimate it."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -94,12 +96,19 @@ def anscombe_variance(mean: ArrayLike) -> NDArray[np.float64]:
     ndarray of float64, same shape
     """
     m = np.asarray(mean, dtype=np.float64)
+    at, variance = _variance_table()
+    return np.interp(np.log(np.maximum(m, 1e-12)), at, variance)
+
+
+@cache
+def _variance_table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithm of the mean, and the variance of the stabilised counts there, exactly."""
     grid = np.geomspace(1e-4, 50.0, 120)
     counts = np.arange(150)
     weight = poisson.pmf(counts[None], grid[:, None])
     values = anscombe(counts)
     first, second = weight @ values, weight @ values**2
-    return np.interp(np.log(np.maximum(m, 1e-12)), np.log(grid), second - first**2)
+    return np.log(grid), second - first**2
 
 
 def anscombe_mean(mean: ArrayLike) -> NDArray[np.float64]:

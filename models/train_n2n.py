@@ -22,13 +22,10 @@ from inscan.models.weights import SHIPPED, Weights, load_weights, save_weights
 
 __all__ = ["SHIPPED_PLANS", "publish", "train_n2n"]
 
-SHIPPED_PLANS = (
-    TrainingPlan(steps=2500, hold=1.0, shapes=((16, 64),)),
-    TrainingPlan(steps=1400, seed=1, rate=1.5e-3, shapes=((7, 96),)),
-)
-"""What the shipped weights come from, one after the other: small crops, then larger context."""
+SHIPPED_PLANS = (TrainingPlan(),)
+"""What the shipped weights come from; several plans follow each other."""
 
-_POOL = 1500
+_POOL = 2500
 _POOL_SEED = 1
 _CALIBRATION_POOL = 90
 _CALIBRATION_SEED = 900_001  # never one of the training's

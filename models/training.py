@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from inscan.models.batches import Batch, BatchRecipe, draw_batch
+from inscan.models.joint_batches import capped, count_errors, draw_joint, joint_loss
 from inscan.models.noise import inverse_anscombe_torch
 from inscan.models.unet import UNet, UNetConfig
 
 __all__ = ["Trained", "TrainingPlan", "denoiser_loss", "train_denoiser"]
+
+_SPREAD_SHARE = 0.02  # of the spread's likelihood in the loss: it must not bend the answer
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,21 @@ class TrainingPlan:
         Share of the steps after which the rate is lowered to zero, along a cosine; 1: never.
     average : float
         Share of each step's weights in the running average that is kept.
+    joint : float
+        Share of the steps whose examples are several elements on their principal axes.
     shapes : tuple of (examples, side)
         Batch shapes for equal parts of the steps: small crops first, larger context later.
     recipe : BatchRecipe
     network : UNetConfig
     """
 
-    steps: int = 4000
+    steps: int = 8000
     seed: int = 0
-    rate: float = 2e-3
-    hold: float = 0.6
-    average: float = 0.004
-    shapes: tuple[tuple[int, int], ...] = ((16, 64), (7, 96))
+    rate: float = 1.5e-3
+    hold: float = 0.5
+    average: float = 0.002
+    joint: float = 0.35
+    shapes: tuple[tuple[int, int], ...] = ((16, 64), (16, 64), (7, 96), (4, 128))
     recipe: BatchRecipe = field(default_factory=BatchRecipe)
     network: UNetConfig = field(default_factory=UNetConfig)
 
@@ -130,8 +136,13 @@ def train_denoiser(
         for group in optimiser.param_groups:
             group["lr"] = plan.rate * _rate(step, plan)
         count, side = plan.shapes[step * len(plan.shapes) // plan.steps]
-        batch = draw_batch(pool, plan.recipe, count, side, rng)
-        loss = denoiser_loss(net, batch, device)
+        if rng.random() < plan.joint:
+            squared, likelihood = joint_loss(
+                net, draw_joint(pool, plan.recipe, count, side, rng), device
+            )
+            loss = squared + _SPREAD_SHARE * likelihood
+        else:
+            loss = denoiser_loss(net, draw_batch(pool, plan.recipe, count, side, rng), device)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -155,12 +166,12 @@ def denoiser_loss(net: nn.Module, batch: Batch, device: str | torch.device) -> t
 
     Counts are compared as counts, after the unbiased inverse: the least squared error is then the
     mean of what the counts may have been, which keeps the flux; squared error on the stabilised
-    scale would lose some. Weights never depend on the truth, for the same reason.
+    scale would lose some.
 
     Parameters
     ----------
     net : module
-        Planes (n, 4, row, col) to (n, 2, row, col).
+        Planes (n, 2, row, col) to (n, 2, row, col).
     batch : Batch
     device : str or torch.device
 
@@ -179,21 +190,18 @@ def denoiser_loss(net: nn.Module, batch: Batch, device: str | torch.device) -> t
     root = exposure.sqrt() * scale  # input units to stabilised counts
     counts, slope = inverse_anscombe_torch(estimate * root)
     counting_error = counts - truth
-    # Both forms are computed for all: keep the unused one finite, or its gradient is not.
-    mean = truth.mean(dim=(2, 3), keepdim=True).clamp(min=0.0)
-    weight = 2.0 / (mean + counts.detach().clamp(min=0.0) + 0.05)
-    peak = truth.amax(dim=(2, 3), keepdim=True).clamp(min=0.0)
-    counting = counting_error**2 * weight * (20.0 / (peak + 1.0)) ** 0.25
+    # Both forms are computed for all: the unused one is kept finite, or its gradient is not.
+    counting = count_errors(counts, truth)
 
     sigma = planes[:, 1:2].mean(dim=(2, 3), keepdim=True).clamp(min=1e-4)
     gaussian_error = estimate - truth
     gaussian = gaussian_error**2 / sigma * 5.0
 
-    squared = torch.where(poisson, counting, gaussian).mean()
+    squared = capped(torch.where(poisson, counting, gaussian).mean(dim=(1, 2, 3))).mean()
     error = torch.where(poisson, counting_error / (slope * root), gaussian_error).detach()
     ratio = (error / spread.clamp(min=1e-6)).square().clamp(max=100.0)
     likelihood = 0.5 * ratio + spread.clamp(min=1e-6).log()
-    return squared + 0.02 * likelihood.mean()
+    return squared + _SPREAD_SHARE * likelihood.mean()
 
 
 def _rate(step: int, plan: TrainingPlan) -> float:

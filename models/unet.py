@@ -1,4 +1,4 @@
-"""One small U-Net for every map: bias-free, conditioned on the noise, guided by a second image.
+"""One small U-Net for every map: bias-free, and told the noise of every pixel.
 
 References
 ----------
@@ -15,7 +15,7 @@ from torch import nn
 
 __all__ = ["INPUTS", "UNet", "UNetConfig"]
 
-INPUTS = ("noisy", "sigma", "guide", "guide_sigma")
+INPUTS = ("noisy", "sigma")
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,13 @@ class UNetConfig:
         a hundred pixels, more than the period of any structure worth sharing.
     blocks : int
         Residual blocks on each side of each level; the bottom has one more.
+    inputs : int
+        Planes of the input that are used.
     """
 
-    widths: tuple[int, ...] = (32, 48, 64, 96)
+    widths: tuple[int, ...] = (32, 64, 96, 128)
     blocks: int = 1
+    inputs: int = len(INPUTS)
 
 
 class ResidualBlock(nn.Module):
@@ -51,7 +54,7 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """Denoise one plane, and say how far off the answer may be.
 
-    Without any bias the network is positively homogeneous: scaling all four inputs by a > 0
+    Without any bias the network is positively homogeneous: scaling all inputs by a > 0
     scales both outputs by a. It therefore needs no fixed range, only consistent units.
     """
 
@@ -60,7 +63,7 @@ class UNet(nn.Module):
         self.config = config = config or UNetConfig()
         widths = config.widths
         self.stride = 2 ** (len(widths) - 1)
-        self.head = nn.Conv2d(len(INPUTS), widths[0], 3, padding=1, bias=False)
+        self.head = nn.Conv2d(config.inputs, widths[0], 3, padding=1, bias=False)
         self.enter = nn.ModuleList()
         self.shrink = nn.ModuleList()
         self.grow = nn.ModuleList()
@@ -84,10 +87,9 @@ class UNet(nn.Module):
 
         Parameters
         ----------
-        planes : tensor of float, shape (n, 4, row, col)
-            Noisy plane, standard deviation of its noise, guide (any other image of the same
-            place, mean removed; zero where there is none), standard deviation of the guide's
-            noise. Rows and columns are padded here to whole strides.
+        planes : tensor of float, shape (n, 2, row, col)
+            Noisy plane, and the standard deviation of its noise. Rows and columns are padded here
+            to whole strides.
 
         Returns
         -------
@@ -95,6 +97,7 @@ class UNet(nn.Module):
             Estimate, and the standard deviation of its error as the network predicts it.
         """
         rows, cols = planes.shape[-2:]
+        planes = planes[:, : self.config.inputs]
         pad = (0, -cols % self.stride, 0, -rows % self.stride)
         padded = F.pad(planes, pad, mode="replicate") if any(pad) else planes
         top = self.head(padded)

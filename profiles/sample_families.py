@@ -19,6 +19,8 @@ __all__ = [
     "dead_leaves",
     "fibres",
     "grains",
+    "granules",
+    "motifs",
     "polygons",
     "random_field",
     "spots",
@@ -155,6 +157,57 @@ def spots(rng: np.random.Generator, n: int) -> np.ndarray:
     return _unit(np.minimum(image, 1.5))
 
 
+def granules(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Draw many small domes and flat discs, bright on little, (n, n) float32 in [0, 1]."""
+    image = np.zeros((n, n), np.float32)
+    count = int(_log_uniform(rng, 4.0, 300.0))
+    hearts = rng.uniform(0, n, (int(rng.integers(1, 9)), 2))
+    reach = _log_uniform(rng, n / 20, n)
+    typical = _log_uniform(rng, 0.7, 3.5)
+    flat = rng.uniform() < 0.4
+    even = rng.uniform() < 0.5
+    for _ in range(count):
+        centre = hearts[rng.integers(len(hearts))] + rng.normal(0, reach, 2)
+        if not ((centre > -8) & (centre < n + 8)).all():
+            continue
+        radii = typical * _log_uniform(rng, 0.6, 1.7, 2)
+        rows, cols = _box(centre, float(radii.max()) + 1, n)
+        y = np.arange(rows.start, rows.stop)[:, None] - centre[0]
+        x = np.arange(cols.start, cols.stop)[None, :] - centre[1]
+        angle = rng.uniform(0, np.pi)
+        c, s = np.cos(angle), np.sin(angle)
+        r2 = ((c * x + s * y) / radii[0]) ** 2 + ((c * y - s * x) / radii[1]) ** 2
+        # A grid this coarse needs soft rims: about a pixel of each disc is partly covered.
+        dome = np.clip((1 - r2) * radii.min(), 0, 1) if flat else np.sqrt(np.clip(1 - r2, 0, 1))
+        level = 1.0 if even else rng.uniform(0.2, 1)
+        image[rows, cols] = np.maximum(image[rows, cols], level * dome)
+    return image
+
+
+def motifs(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Repeat one small drawing in rows and columns, as on chips and gratings, (n, n) float32.
+
+    The repeats are exact or differ a little, straight or turned; some are missing.
+    """
+    side = int(_log_uniform(rng, 6.0, n / 2.5))
+    tile = _PLAIN[rng.integers(len(_PLAIN))](rng, max(side, 16))[:side, :side]
+    if rng.uniform() < 0.6:
+        tile = (tile > np.quantile(tile, rng.uniform(0.3, 0.8))).astype(np.float32)
+    across = int(np.ceil(1.5 * n / side)) + 1
+    wall = np.tile(tile, (across, across))
+    if rng.uniform() < 0.3:
+        kept = (rng.uniform(size=(across, across)) > 0.15).astype(np.float32)
+        wall = wall * np.kron(kept, np.ones((side, side), np.float32))
+    angle = rng.choice([0.0, rng.uniform(0, np.pi / 2)])
+    scale = rng.uniform(0.7, 1.0)
+    c, s = scale * np.cos(angle), scale * np.sin(angle)
+    y, x = np.mgrid[:n, :n] - (n - 1) / 2
+    middle = (wall.shape[0] - 1) / 2
+    at = np.stack([c * y + s * x, c * x - s * y]) + middle
+    drawn = map_coordinates(wall, at, order=1, mode="wrap")
+    return np.clip(drawn, 0, 1).astype(np.float32)
+
+
 def periodic(rng: np.random.Generator, n: int) -> np.ndarray:
     """Draw gratings, checks, dots and rings, bent and of varied duty cycle, (n, n) float32."""
     y, x = np.mgrid[:n, :n].astype(np.float32)
@@ -213,8 +266,17 @@ def _scatter(y: np.ndarray, x: np.ndarray, weight: np.ndarray, n: int) -> np.nda
     return total.reshape(n, n).astype(np.float32)
 
 
-_PLAIN: tuple[Draw, ...] = (dead_leaves, polygons, grains, fibres, spots, periodic, warped)
-FAMILIES: tuple[Draw, ...] = (*_PLAIN, random_field, resampled)
+_PLAIN: tuple[Draw, ...] = (
+    dead_leaves,
+    polygons,
+    grains,
+    granules,
+    fibres,
+    spots,
+    periodic,
+    warped,
+)
+FAMILIES: tuple[Draw, ...] = (*_PLAIN, motifs, random_field, resampled)
 """Every family: ``draw(rng, n) -> (n, n) float32 in [0, 1]``."""
 
 
@@ -278,7 +340,8 @@ def _element(rng: np.random.Generator, n: int, shared: list[np.ndarray]) -> np.n
             own += weight * (1 - structure if rng.uniform() < 0.3 else structure)
         if kind == 1:
             # Spots of its own on what it shares, or holes in it.
-            extra = _structure(rng, n) if rng.uniform() < 0.5 else spots(rng, n)
+            small = granules if rng.uniform() < 0.5 else spots
+            extra = _structure(rng, n) if rng.uniform() < 0.4 else small(rng, n)
             weight = float(_log_uniform(rng, 0.1, 1.5))
             own = own + weight * extra if rng.uniform() < 0.8 else own * (1 - extra)
         own = _unit(own)

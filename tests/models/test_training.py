@@ -8,6 +8,8 @@ import torch
 
 from inscan.models.batches import BatchRecipe, draw_batch
 from inscan.models.infer import load_denoiser
+from inscan.models.joint_batches import capped, draw_joint, joint_loss
+from inscan.models.noise import anscombe_mean
 from inscan.models.pool import training_pool
 from inscan.models.train_n2n import train_n2n
 from inscan.models.training import TrainingPlan, train_denoiser
@@ -38,9 +40,9 @@ def test_same_plan_same_weights(pool):
 
 
 def test_training_learns(pool):
-    plan = replace(TINY, steps=200, rate=3e-3)
+    plan = replace(TINY, steps=300, rate=3e-3)
     losses = train_denoiser(pool, plan).losses
-    assert len(losses) == 2
+    assert len(losses) == 3
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -63,7 +65,7 @@ def test_batches_hold_the_noise_they_declare(pool):
     rng = np.random.default_rng(0)
     flat = [np.full((2, 48, 48), 0.5, dtype=np.float32)]
     for poisson in (0.0, 1.0):
-        recipe = BatchRecipe(poisson_share=poisson, peak=(50.0, 500.0), guide_share=0.0)
+        recipe = BatchRecipe(poisson_share=poisson, peak=(50.0, 500.0))
         batch = draw_batch(flat, recipe, 24, 48, rng)
         assert bool(batch.poisson.all()) == (poisson == 1.0)
         noisy, sigma = batch.planes[:, :1], batch.planes[:, 1:2]
@@ -72,7 +74,43 @@ def test_batches_hold_the_noise_they_declare(pool):
             clean = 2 * torch.sqrt(batch.truth + 0.125) / batch.exposure.sqrt() / batch.scale
         z = (noisy - clean) / sigma
         assert float(z.std()) == pytest.approx(1, abs=0.03)
-        assert not batch.planes[:, 2:].any()
+
+
+def test_joint_examples_are_elements_on_their_axes(pool):
+    batch = draw_joint(pool, BatchRecipe(peak=(20.0, 200.0)), 12, 40, np.random.default_rng(3))
+    places, elements = batch.planes.shape[:2]
+    assert places == max(1, 12 // elements) and batch.planes.shape[2:] == (2, 40, 40)
+    planes = batch.planes[:, :, 0] * batch.scale + batch.offset
+    sigma = batch.planes[:, :, 1] * batch.scale
+    # The noise is as strong as declared, in every plane.
+    z = (planes - batch.stabilised) / sigma
+    assert float(z.std()) == pytest.approx(1, abs=0.05)
+    # The true planes, turned back, are the stabilised means of the true counts.
+    turned = torch.einsum("pek,pkrc->perc", batch.basis, batch.stabilised)
+    expected = torch.from_numpy(anscombe_mean(batch.counts.numpy())) / batch.typical.sqrt()
+    assert float((turned - expected).abs().max()) < 1e-3
+
+
+def test_joint_loss_is_least_for_the_truth(pool):
+    batch = draw_joint(pool, BatchRecipe(peak=(20.0, 200.0)), 12, 40, np.random.default_rng(4))
+    truth = ((batch.stabilised - batch.offset) / batch.scale).flatten(0, 1)
+
+    class Answer(torch.nn.Module):
+        def __init__(self, shift: float) -> None:
+            super().__init__()
+            self.shift = shift
+
+        def forward(self, planes: torch.Tensor) -> torch.Tensor:
+            return torch.stack([truth + self.shift * planes[:, 1], planes[:, 1]], dim=1)
+
+    losses = [float(joint_loss(Answer(shift), batch, "cpu")[0]) for shift in (-0.5, 0.0, 0.5)]
+    assert losses[1] < 0.02 * min(losses[0], losses[2])
+
+
+def test_only_wild_losses_are_capped():
+    losses = torch.tensor([0.0, 0.5, 1e4])
+    assert capped(losses)[:2].tolist() == pytest.approx([0.0, 0.494], abs=1e-3)
+    assert float(capped(losses)[2]) < 130
 
 
 def test_from_samples_to_usable_weights(tmp_path):
