@@ -268,7 +268,24 @@ class Method(Part):
     snapshot_rows: Annotated[int, Field(ge=0)] = 8
     """A result of the map so far every so many rows (energies for a stack). 0: only at the end."""
     fit_steps: Annotated[int, Field(ge=0)] = 0
-    """Self-supervised training steps on the run itself. 0: the shipped weights as they are."""
+    """Most steps of self-supervised training on the run itself (n2n), for a second result that
+    follows the first one. 0: as many as ``fit_seconds`` allows; both 0: no second result."""
+    fit_seconds: NotNegative = 0.0
+    """Time granted to that training, in s. The steps that were done are reported; asked for as
+    ``fit_steps`` alone they give the same result again. 0: ``fit_steps`` alone decides."""
+    fit_from: Literal["last_run", "shipped"] = "last_run"
+    """Where that training starts. ``last_run``: at the weights kept from the last run of the same
+    sample and detector, if they predict counts held out of this run better than the shipped ones;
+    the result names them. ``shipped``: never at those of another run."""
+
+    @model_validator(mode="after")
+    def _fittable(self) -> Method:
+        if (self.fit_steps or self.fit_seconds) and self.name != "n2n":
+            raise ValueError(f"fit_steps and fit_seconds are for n2n; {self.name} has neither")
+        own = sorted({"fit_steps", "fit_seconds"} & set(self.parameters))
+        if own:
+            raise ValueError(f"{own[0]} is a key of method itself, not one of its parameters")
+        return self
 
 
 class SoftLimit(Part):
@@ -318,6 +335,9 @@ class Rescan(Part):
     """Time per row beyond the dwell (turnaround, settling), in s. 0: none."""
     region_overhead: NotNegative = 0.0
     """Time per region beyond its rows (moving there, staging), in s. 0: none."""
+    targets: tuple[Literal["spots", "doubt"], ...] = ("spots",)
+    """What is worth measuring again, the most wanted first. ``spots``: places that stand out from
+    their surroundings in the counts. ``doubt``: places where the result is not to be trusted."""
     elements: tuple[str, ...] = ()
     """Lines whose spots are looked for, e.g. ``[Fe_K, Zn_K]``; those that a run does not have are passed
     over. Empty, or none of them in the run: places unlike the rest of the map in any element."""

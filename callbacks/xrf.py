@@ -64,6 +64,7 @@ class XRFMap:
         self._layout: XRFLayout | None = None
         self._arrays: XRFArrays | None = None
         self._stream = min(self._streams)
+        self._detector = ""
         self._snapshots = 0
         # Data keys that events carry, by role, and the last seq_num of each group of keys.
         self._readers: dict[str, Read] = {}
@@ -92,6 +93,7 @@ class XRFMap:
         layout = read_layout(descriptor, self._xrf, self._incident_ev, keys, wanted)
         if self._layout is None:
             self._geometry = geometry
+            self._detector = _detector(descriptor, layout)
             self._begin(stream, layout)
         elif not self._layout.same_data(layout) or stream != self._stream:
             self._notes.add(
@@ -242,17 +244,29 @@ class XRFMap:
             "incident_energy_ev": self._incident_ev,
             # How places worth measuring again are looked for; limits are the service's matter.
             "rescan": self._profile.rescan.model_dump(
-                mode="json", include={"elements", "scale", "max_regions", "min_score"}
+                mode="json", include={"targets", "elements", "scale", "max_regions", "min_score"}
             ),
         }
         if layout is not None:
             meta |= {
+                "detector": self._detector,
                 "elements": list(layout.elements),
                 "channels": list(layout.channels),
                 "windows_ev": [list(window) for window in layout.windows_ev],
                 "refused": dict(layout.refused),
             }
         return meta
+
+
+def _detector(descriptor: Mapping[str, Any], layout: XRFLayout) -> str:
+    """Name of the device whose counts these are; of the first key where documents name no device."""
+    keys = [key for key, c in layout.columns.items() if c.role in ("mcaroi", "spectrum")]
+    owners = {
+        str(name)
+        for name, owned in (descriptor.get("object_keys") or {}).items()
+        if set(owned) & set(keys)
+    }
+    return " ".join(sorted(owners)) or min(keys)
 
 
 def _counts(column: Column) -> bool:

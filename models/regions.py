@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import find_objects, label, maximum_filter
 
 from inscan.models.matched_filter import (
     Floor,
@@ -21,9 +21,10 @@ from inscan.models.matched_filter import (
     significance_threshold,
 )
 
-__all__ = ["PixelRegion", "find_regions", "significance_map"]
+__all__ = ["PixelRegion", "doubtful_regions", "find_regions", "significance_map"]
 
 _LARGEST = 0.05  # a merged box may cover this share of the field
+_SMALLEST = 64.0  # pixels that a box may hold whatever the field
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class PixelRegion:
     box : tuple of int
         (row start, row stop, column start, column stop), stops exclusive.
     score : float
-        Log-likelihood ratio of the strongest excess in it.
+        Log-likelihood ratio of the strongest excess in it; for doubt, the number of doubtful values.
     significance : float
-        The same as a number of standard deviations, sqrt(2 score).
+        The same as a number of standard deviations, sqrt(2 score); 0 for doubt.
     peak : tuple of int
-        Pixel (row, column) of that excess.
+        Pixel (row, column) of that excess; for doubt, the one in doubt for most elements.
     element : int
-        Index of the element it was seen in.
+        Index of the element it was seen in, most of all.
     scale : float
-        Sigma of the best matching gaussian template, pixels.
+        Sigma of the best matching gaussian template, pixels; 0 for doubt.
     reason : str
         Why, in words.
     """
@@ -176,6 +177,92 @@ def find_regions(
     return _merge(found, (rows, cols))[:max_regions]
 
 
+def doubtful_regions(
+    doubtful: ArrayLike,
+    *,
+    measured: ArrayLike | None = None,
+    max_regions: int = 8,
+    min_pixels: int = 4,
+    pad_px: int = 1,
+    names: Sequence[str] | None = None,
+) -> list[PixelRegion]:
+    """Box contiguous places where a result is not to be trusted.
+
+    Parameters
+    ----------
+    doubtful : array of bool, shape (element, row, col) or (row, col)
+        As `Estimate.doubtful`.
+    measured : array of bool, shape (row, col), optional
+        Which pixels were measured; doubt elsewhere is no reason to measure again.
+    max_regions : int
+        At most so many, those with most doubtful values first.
+    min_pixels : int
+        Least number of touching pixels, corners included, in doubt for one element or more.
+    pad_px : int
+        Pixels added around each box, clipped at the field's edge.
+    names : sequence of str, optional
+        Element names for the reasons.
+
+    Returns
+    -------
+    list of PixelRegion
+        Boxes do not overlap. A place larger than a twentieth of the field is cut into parts.
+
+    Raises
+    ------
+    ValueError
+        On wrong shapes.
+    """
+    doubt = np.asarray(doubtful, dtype=bool)
+    if doubt.ndim == 2:
+        doubt = doubt[None]
+    if doubt.ndim != 3 or doubt.size == 0:
+        raise ValueError(f"doubtful must have shape (element, row, col), got {doubt.shape}")
+    if measured is not None:
+        given = np.asarray(measured, dtype=bool)
+        if given.shape != doubt.shape[1:]:
+            raise ValueError(f"measured has shape {given.shape}, the map {doubt.shape[1:]}")
+        doubt = doubt & given
+    if names is not None and len(names) != len(doubt):
+        raise ValueError(f"{len(names)} names for {len(doubt)} elements")
+    _, rows, cols = doubt.shape
+    places, _ = label(doubt.any(axis=0), structure=np.ones((3, 3)))  # type: ignore[misc]
+    side = max(1, int(np.sqrt(max(_LARGEST * rows * cols, _SMALLEST))) - 2 * pad_px)
+    found: list[PixelRegion] = []
+    for number, place in enumerate(find_objects(places), start=1):
+        for r in range(place[0].start, place[0].stop, side):
+            for c in range(place[1].start, place[1].stop, side):
+                part = (
+                    slice(r, min(r + side, place[0].stop)),
+                    slice(c, min(c + side, place[1].stop)),
+                )
+                here = doubt[:, *part] & (places[part] == number)
+                by_pixel = here.sum(axis=0)
+                pixels = int((by_pixel > 0).sum())
+                if pixels < min_pixels:
+                    continue
+                by_element = here.sum(axis=(1, 2))
+                which = int(by_element.argmax())
+                row, col = np.unravel_index(int(by_pixel.argmax()), by_pixel.shape)
+                inside = np.argwhere(by_pixel > 0) + (r, c)
+                (r0, c0), (r1, c1) = inside.min(axis=0), inside.max(axis=0)
+                box = (
+                    max(0, int(r0) - pad_px),
+                    min(rows, int(r1) + 1 + pad_px),
+                    max(0, int(c0) - pad_px),
+                    min(cols, int(c1) + 1 + pad_px),
+                )
+                who = names[which] if names is not None else f"element {which}"
+                reason = (
+                    f"the result is not to be trusted here: {pixels} pixels in doubt, most of "
+                    f"them ({int(by_element[which])}) for {who}"
+                )
+                score = float(by_element.sum())
+                peak = (r + int(row), c + int(col))
+                found.append(PixelRegion(box, score, 0.0, peak, which, 0.0, reason))
+    return _merge(found, (rows, cols))[:max_regions]
+
+
 def significance_map(
     counts: ArrayLike,
     *,
@@ -228,7 +315,7 @@ def _checked(
 def _merge(found: list[PixelRegion], field: tuple[int, int]) -> list[PixelRegion]:
     """Strongest first. Overlapping boxes become one, unless that would be a large part of the
     field: then the weaker one gives way, and goes if its peak does not survive that."""
-    limit = max(_LARGEST * field[0] * field[1], 64.0)
+    limit = max(_LARGEST * field[0] * field[1], _SMALLEST)
     kept: list[PixelRegion] = []
     for region in sorted(found, key=lambda r: (-r.score, r.element, r.peak)):
         current: PixelRegion | None = region

@@ -20,6 +20,7 @@ MOST_PLANES = 8
 _TAIL = 0.5
 """Percent of pixels at each end of a colour scale that are beyond it: one hot pixel must not hide the rest."""
 _MISSING = "0.75"
+_DOUBT = (1.0, 0.1, 0.1, 0.55)
 _COLUMNS = ("raw", "result", "sigma", "difference (raw - result)")
 
 
@@ -34,6 +35,8 @@ class Plane:
     raw, result, sigma : ndarray, shape (row, col)
         NaN where nothing was measured. `raw` or `sigma` may be None.
     units : str
+    doubtful : ndarray of bool, shape (row, col), or None
+        Where the result is not to be trusted: drawn red over it.
     """
 
     title: str
@@ -41,6 +44,7 @@ class Plane:
     result: Map
     sigma: Map | None
     units: str
+    doubtful: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,11 @@ def _draw_plane(figure: Figure, axes: Sequence[Axes], plane: Plane, picture: Pic
             interpolation="nearest",
             aspect="equal",
         )
+        if name == "result" and plane.doubtful is not None and plane.doubtful.any():
+            cover = np.where(plane.doubtful[..., None], _DOUBT, 0.0)
+            ax.imshow(cover, extent=picture.extent, interpolation="nearest", aspect="equal")
+            share = f"{100 * plane.doubtful.mean():.2g} %"
+            ax.set_title(f"{plane.title}: {name} (red: {share} in doubt)", fontsize=9)
         figure.colorbar(shown, ax=ax, label=plane.units, shrink=0.85)
         ax.set_xlabel(picture.xlabel, fontsize=8)
         ax.set_ylabel(picture.ylabel, fontsize=8)

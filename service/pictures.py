@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inscan.service.figures import Extent, Map, Picture, Plane
 from inscan.service.results import Shown
@@ -23,6 +24,7 @@ def picture_of(shown: Shown) -> Picture:
             _known(shown, "values", index),
             _plane(shown, "sigma", index),
             units.get("values", ""),
+            _doubt(shown, index),
         )
         for index, label in enumerate(shown.labels)
     ]
@@ -68,6 +70,12 @@ def _known(shown: Shown, name: str, index: int) -> Map:
     return np.where(mask, plane, np.nan) if mask.shape == plane.shape else plane
 
 
+def _doubt(shown: Shown, index: int) -> NDArray[np.bool_] | None:
+    if "doubtful" not in shown.arrays:
+        return None
+    return np.nan_to_num(_known(shown, "doubtful", index)).astype(bool)
+
+
 def _title(shown: Shown) -> str:
     start = shown.start
     scan = start.get("scan_id")
@@ -84,6 +92,10 @@ def _title(shown: Shown) -> str:
 def _notes(start: Mapping[str, Any]) -> tuple[str, ...]:
     report = start.get("report") or {}
     found = [*report.get("reasons", []), *start.get("warnings", [])]
+    doubt = report.get("doubt") or {}
+    if doubt.get("share"):
+        why = "; ".join(str(reason) for reason in doubt.get("reasons", []))
+        found.append(f"{100 * doubt['share']:.2g} % of the values are in doubt: {why}")
     if start.get("quantity"):
         found.append(str(start["quantity"]))
     return tuple(str(note) for note in found)

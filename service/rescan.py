@@ -206,13 +206,22 @@ def _whole(plan: _Plan, result: InferenceResult) -> Refusal | None:
         except ValueError as error:
             return Refusal("soft_limits", f"those of motor {motor} cannot be compared: {error}")
     if not result.regions:
-        return Refusal("regions", "no place stands out from its surroundings")
+        looked_for = {"spots": "stands out from its surroundings", "doubt": "is in doubt"}
+        text = " or ".join(looked_for[target] for target in rules.targets) or "was looked for"
+        return Refusal("regions", f"no place {text}")
     return None
 
 
 def _regions(plan: _Plan, boxes: Iterable[Mapping[str, Any]]) -> Iterable[FineRegion]:
-    """The boxes with their scans, best first."""
-    ranked = sorted(boxes, key=lambda box: -float(box.get("score") or 0.0))
+    """The boxes with their scans: in the order of the targets, of each the best first."""
+    order = plan.rules.targets
+    ranked = sorted(
+        boxes,
+        key=lambda box: (
+            order.index(box["target"]) if box.get("target") in order else 0,
+            -float(box.get("score") or 0.0),
+        ),
+    )
     for number, box in enumerate(ranked, 1):
         row0, row1, col0, col1 = (int(edge) for edge in box["box"])
         region = region_from_box(

@@ -36,8 +36,8 @@ class Shown:
     start : dict
         Start document of the derived run; for a snapshot what its file says, under the same keys.
     arrays : dict of str to ndarray
-        Maps of XRF: `values`, `sigma`, `raw` (element, y, x), `measured` (y, x). Of a stack the planes named in
-        `labels`, and its chemistry.
+        Maps of XRF: `values`, `sigma`, `raw`, `doubtful` (element, y, x), `measured` (y, x). Of a stack the planes
+        named in `labels`, and its chemistry.
     units : dict of str to str
     labels : list of str
         Of the first axis of `values`.
@@ -208,7 +208,7 @@ def from_file(path: Path) -> Shown:
 
 
 def _wanted(keys: Mapping[str, Any]) -> list[str]:
-    shown = ("values", "sigma", "raw", "measured")
+    shown = ("values", "sigma", "raw", "doubtful", "measured")
     return [name for name in keys if name in shown or name.startswith(("edge_energy", "fractions"))]
 
 

@@ -170,3 +170,33 @@ def test_a_stack_shows_some_energies_and_its_chemistry() -> None:
     assert found.xlabel == "column (pixel)"
     assert found.extent == (-0.5, 5.5, 3.5, -0.5)
     draw(found)
+
+
+def test_doubt_is_drawn_over_the_result_and_its_share_said(tmp_path):
+    doubtful = np.zeros((5, 8), bool)
+    clean = draw(picture(plane(doubtful=doubtful)))
+    doubtful[1:3, 2:4] = True
+    drawn = draw(picture(plane(doubtful=doubtful)))
+    panels = {ax.get_title(): ax for ax in drawn.axes if ax.get_title()}
+    (title,) = [title for title in panels if "in doubt" in title]
+    assert "result" in title and "10 %" in title and len(panels[title].images) == 2
+    assert not any("in doubt" in ax.get_title() for ax in clean.axes)
+
+
+def test_a_picture_has_the_doubt_of_the_result_and_its_reasons():
+    values = np.ones((1, 5, 8), np.float32)
+    doubtful = np.zeros((1, 5, 8), bool)
+    doubtful[0, 2, :2] = True
+    measured = np.ones((5, 8), bool)
+    measured[2, 0] = False
+    report = {"doubt": {"share": 0.05, "reasons": ["far from the training data"]}}
+    shown = Shown(
+        {"uid": "u", "raw_uid": "r", "report": report},
+        {"values": values, "sigma": values, "doubtful": doubtful, "measured": measured},
+        {"values": "counts"},
+        ["Fe_K"],
+    )
+    made = picture_of(shown)
+    (one,) = made.planes
+    assert one.doubtful is not None and one.doubtful.sum() == 1 and one.doubtful[2, 1]
+    assert any("5 % of the values are in doubt: far from" in note for note in made.notes)

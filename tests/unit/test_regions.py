@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inscan.models.matched_filter import significance_threshold
-from inscan.models.regions import find_regions
+from inscan.models.regions import doubtful_regions, find_regions
 
 
 def _spot(shape, row, col, sigma, height):
@@ -117,3 +117,52 @@ def test_refuses_what_it_cannot_search():
     with pytest.raises(ValueError, match="measured has shape"):
         find_regions(np.ones((2, 8, 8)), measured=np.ones((4, 4), dtype=bool))
     assert find_regions(np.zeros((1, 1, 5))) == []
+
+
+def test_touching_pixels_in_doubt_become_one_box_with_its_reason():
+    doubt = np.zeros((2, 40, 50), bool)
+    doubt[1, 10:13, 20:24] = True
+    doubt[0, 11, 21] = True
+    doubt[0, 30, 5:8] = True  # three pixels are too few
+    (found,) = doubtful_regions(doubt, names=["Ca_K", "Fe_K"])
+    assert found.box == (9, 14, 19, 25) and found.element == 1 and found.peak == (11, 21)
+    assert found.score == 13 and "not to be trusted" in found.reason and "Fe_K" in found.reason
+    assert doubtful_regions(doubt[1], min_pixels=13) == []
+
+
+def test_doubt_where_nothing_was_measured_is_no_reason_to_measure_again():
+    doubt, measured = np.ones((1, 20, 20), bool), np.zeros((20, 20), bool)
+    assert doubtful_regions(doubt, measured=measured) == []
+    measured[3:6, 3:6] = True
+    (found,) = doubtful_regions(doubt, measured=measured)
+    assert found.box == (2, 7, 2, 7)
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 30), st.integers(1, 30), st.floats(0, 1), st.integers(0, 99)
+)
+@settings(max_examples=40, deadline=None)
+def test_boxes_of_doubt_stay_small_apart_and_in_the_field(elements, rows, cols, share, seed):
+    doubt = np.random.default_rng(seed).random((elements, rows, cols)) < share
+    found = doubtful_regions(doubt, max_regions=50)
+    taken = np.zeros((rows, cols), int)
+    for region in found:
+        r0, r1, c0, c1 = region.box
+        assert 0 <= r0 < r1 <= rows and 0 <= c0 < c1 <= cols
+        assert (r1 - r0) * (c1 - c0) <= max(0.05 * rows * cols, 64)
+        assert doubt[region.element, r0:r1, c0:c1].any()
+        taken[r0:r1, c0:c1] += 1
+    assert taken.max(initial=0) <= 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"doubtful": np.zeros(3, bool)},
+        {"doubtful": np.zeros((2, 4, 4), bool), "measured": np.ones((3, 3), bool)},
+        {"doubtful": np.zeros((2, 4, 4), bool), "names": ["Fe_K"]},
+    ],
+)
+def test_doubt_of_the_wrong_shape_is_refused(arguments):
+    with pytest.raises(ValueError, match="shape|names"):
+        doubtful_regions(**arguments)

@@ -97,6 +97,24 @@ def test_a_region_becomes_a_scan_in_motor_units() -> None:
     assert proposal.dose == 2.0 / 0.25**2
 
 
+def test_targets_come_in_the_order_of_the_profile_whatever_their_scores() -> None:
+    doubt = {"box": [20, 24, 40, 44], "score": 900.0, "target": "doubt", "element_name": "doubt"}
+    boxes = [*({**box, "target": "spots"} for box in BOXES), doubt]
+    for targets, labels in (
+        (("spots", "doubt"), ["1-Ca_K", "2-Fe_K", "3-doubt"]),
+        (("doubt", "spots"), ["1-doubt", "2-Ca_K", "3-Fe_K"]),
+    ):
+        proposal = propose(job(), result(boxes), profile(targets=targets), START)
+        assert proposal is not None
+        assert [one.region.label for one in proposal.regions] == labels
+
+
+def test_that_nothing_was_found_is_said_of_what_was_looked_for() -> None:
+    proposal = propose(job(), result([]), profile(targets=("spots", "doubt")), START)
+    assert proposal is not None and proposal.state == "refused"
+    assert "stands out from its surroundings or is in doubt" in proposal.reason
+
+
 @pytest.mark.parametrize(
     ("mode", "state"), [("suggest", "suggested"), ("approve", "suggested"), ("auto", "approved")]
 )

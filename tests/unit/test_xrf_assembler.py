@@ -190,6 +190,7 @@ def test_every_pixel_is_where_it_was_measured(snaking):
     assert meta["warnings"] == []
     rules = load_profile("sim_xrf").rescan
     assert meta["rescan"] == {
+        "targets": list(rules.targets),
         "elements": list(rules.elements),
         "scale": rules.scale,
         "max_regions": rules.max_regions,
