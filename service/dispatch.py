@@ -355,9 +355,12 @@ class Dispatcher:
 
     def _watch(self, peer: Peer, work: Assignment, now: float) -> None:
         budget = self._settings.budgets.get(work.job.recipe)
-        if budget is not None and now - work.started > budget:
+        granted = work.job.granted_s
+        if budget is not None and now - work.started > budget + granted:
+            more = f" and the {granted:g} s granted to fine-tuning" if granted else ""
             reason = (
                 f"took longer than its budget of {budget:g} s (setting budgets.{work.job.recipe})"
+                f"{more}"
             )
             changed = self._journal.leases.refuse(*work.ticket, "too_slow", reason)
         elif now - work.moved > self._settings.progress_s:

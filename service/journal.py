@@ -206,6 +206,11 @@ class Journal:
             return None
         return InferenceJob.model_validate_json(rows[0][0]).model_copy(update={"fence": fence})
 
+    def request(self, key: str) -> InferenceJob | None:
+        """A job as it was asked for, or None when its key is not known."""
+        rows = self._file.rows("SELECT job FROM jobs WHERE key = ?", (key,))
+        return InferenceJob.model_validate_json(rows[0][0]) if rows else None
+
     def fail(self, key: str, code: str, reason: str) -> bool:
         """End a job as failed, for good; False when it had ended already."""
         with self._file.transaction() as c:

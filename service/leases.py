@@ -56,7 +56,7 @@ class Leases:
         self._backoff_s = backoff_s
 
     def lease(self, worker: str, lease_s: float) -> tuple[InferenceJob, float] | None:
-        """Give the oldest queued job to a worker.
+        """Give the oldest queued job to a worker; those that refine a result come after all others.
 
         Returns
         -------
@@ -67,7 +67,8 @@ class Leases:
         with self._file.transaction() as c:
             row = c.execute(
                 "SELECT key, job, fence, updated FROM jobs WHERE state = 'queued'"
-                " AND (not_before <= ? OR boot_id != ?) ORDER BY seq LIMIT 1",
+                " AND (not_before <= ? OR boot_id != ?)"
+                " ORDER BY coalesce(json_extract(job, '$.refines'), '') != '', seq LIMIT 1",
                 (now, self._boot),
             ).fetchone()
             if row is None:

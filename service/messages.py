@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PROTOCOL = (1, 0)
+PROTOCOL = (1, 1)
 """Major and minor of the broker protocol: majors must agree, minors only add."""
 
 NAMESPACE = uuid.UUID("5ce0a4b6-6b0a-5d0c-9a3b-6f2d3a1f7e10")
@@ -70,6 +70,9 @@ class InferenceJob(Strict):
         snapshots.
     result_path : str
         Where the result file goes on `host_id`.
+    refines : str
+        Key of the job whose result this one is to supersede; empty for a first result. It waits
+        while first results of other runs do.
     fence : int
         Rises with each dispatch of the key, so that an old worker cannot be taken for the present
         one.
@@ -86,8 +89,14 @@ class InferenceJob(Strict):
     arrays: dict[str, ArraySpec]
     input_digest: str
     result_path: str
+    refines: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     fence: int = Field(default=0, ge=0)
     host_id: str
+
+    @property
+    def granted_s(self) -> float:
+        """Seconds that the request itself grants to fine-tuning, beyond what a recipe may take."""
+        return float(self.parameters.get("fit_seconds") or 0.0)
 
 
 class InferenceResult(Strict):

@@ -45,9 +45,19 @@ class ResultArray:
 
 
 @dataclass(frozen=True)
+class BornWeights:
+    """Weights that were fitted to a run: the bytes of a safetensors file, and its model card."""
+
+    blob: bytes
+    card: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Processed:
-    """A finished recipe: arrays, report and regions (pixel boxes as plain mappings)."""
+    """A finished recipe: arrays, report, regions (pixel boxes as plain mappings), and the weights
+    that were fitted on the way, if they are worth keeping."""
 
     arrays: list[ResultArray]
     report: dict[str, Any]
     regions: list[dict[str, Any]] = field(default_factory=list)
+    weights: BornWeights | None = None

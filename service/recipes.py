@@ -1,7 +1,7 @@
 """One job in, one processed result out: the only module that knows both the spool's arrays and the models."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,10 @@ from inscan.models import n2n, regions, subspace, superres, xanes
 from inscan.models.channels import sum_channels
 from inscan.models.estimate import Estimate
 from inscan.models.infer import load_denoiser
+from inscan.service.fitting import Keeper, offered, watched
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
+from inscan.service.shelf import origin
 
 LEVEL = 0.9
 """Coverage of the intervals that every result carries as `lower` and `upper`."""
@@ -41,7 +43,8 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     -------
     Processed
         XRF: `values`, `sigma`, `lower`, `upper`, `raw` (element, row, col) in counts/s of the channel sum at
-        the reference I0 (live time and I0 divided out, so that surveys and fine maps compare), `measured`.
+        the reference I0 (live time and I0 divided out, so that surveys and fine maps compare), `measured`;
+        `doubtful` (element, row, col), true where a value is not to be trusted although there is one.
         TXM: the same in transmission (energy, row, col), and the chemistry: `edge_energy`,
         `edge_energy_sigma`, `edge_energy_raw` (row, col) in eV, `fractions`, `fractions_sigma`,
         `fractions_raw` (reference, row, col).
@@ -65,21 +68,31 @@ def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     _need(job, arrays, "counts", "exposure", "measured")
     names, measured = list(job.meta["elements"]), np.asarray(arrays["measured"], dtype=bool)
     total, raw = _channel_sum(arrays)
+    shipped = watched(load_denoiser(), job, progress)
+    start = offered(arrays, shipped)
+    keeper = Keeper(job, shipped, *([start] if start else []))
+    fitting = {"start": start, "keep": keeper} if job.parameters.get("fit_steps") else {}
     estimate = n2n.denoise(
         np.asarray(arrays["counts"]),
         exposure=np.asarray(arrays["exposure"]),
         background=arrays.get("background"),
         background_variance=arrays.get("background_variance"),
         measured=measured,
-        denoiser=replace(load_denoiser(), check=lambda: progress(0.1)),
+        denoiser=shipped,
+        **fitting,
         **job.parameters,
     )
     progress(0.8)
-    found = _regions(job, total, measured, names)
+    found = _regions(job, total, measured, estimate.doubtful, names)
     progress(0.9)
     results = _with_interval(estimate, raw, _MAP, "counts/s", names)
     results.append(ResultArray("measured", _PLANE, "", measured))
-    return Processed(results, _report(job, estimate), found)
+    report = _report(job, estimate)
+    if start is not None:
+        report["weights_offered"] = origin(start.weights.card)
+    if keeper.weights is not None:
+        report["weights_kept"] = origin(keeper.weights.card)
+    return Processed(results, report, found, keeper.weights)
 
 
 def _superres(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
@@ -89,8 +102,13 @@ def _superres(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
     parameters: dict[str, Any] = {"factor": 2} | job.parameters
     estimate = superres.upscale(total, measured=measured, **parameters)
     progress(0.8)
-    found = _regions(job, total, measured, names)
     factor = estimate.values.shape[1] // total.shape[1]
+    doubtful = estimate.doubtful
+    if doubtful is not None:
+        # A survey pixel is in doubt when any of its parts is.
+        split = (len(names), total.shape[1], factor, total.shape[2], factor)
+        doubtful = np.asarray(doubtful.reshape(split).any(axis=(2, 4)))
+    found = _regions(job, total, measured, doubtful, names)
     fine = np.ones((1, factor, factor), dtype=np.float32)
     results = _with_interval(
         estimate,
@@ -124,10 +142,10 @@ def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
         part,
         variance=part_variance,
         measured=part_measured,
-        denoiser=replace(load_denoiser(), check=lambda: progress(0.1)),
+        denoiser=watched(load_denoiser(), job, progress),
         **job.parameters,
     )
-    progress(0.7)
+    progress(0.8)
     labels = [f"{energy:.2f} eV" for energy in energies[recorded]]
     results = _with_interval(estimate, part, _STACK, "transmission", labels)
     report = _report(job, estimate) | {"energies_ev": energies[recorded].tolist()}
@@ -210,13 +228,33 @@ def _channel_sum(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _regions(
-    job: InferenceJob, total: np.ndarray, measured: np.ndarray, names: list[str]
+    job: InferenceJob,
+    total: np.ndarray,
+    measured: np.ndarray,
+    doubtful: np.ndarray | None,
+    names: list[str],
 ) -> list[dict[str, Any]]:
-    """Pixel boxes worth measuring again, for finals whose profile wants them; found on counts, not on the estimate."""
+    """Pixel boxes worth measuring again, for first results whose profile wants them: what stands out in the counts (not
+    in the estimate), and what the estimate itself calls doubtful."""
     wanted = job.meta.get("rescan")
     rescan = job.meta.get("purpose") == "fine" or job.meta.get("parent_uid")
-    if job.kind != "final" or rescan or not wanted or not measured.any():
+    if job.kind != "final" or job.refines or rescan or not wanted or not measured.any():
         return []
+    found: list[dict[str, Any]] = []
+    for target in wanted.get("targets", ("spots",)):
+        if target == "spots":
+            found += _spots(wanted, total, measured, names)
+        elif doubtful is not None:
+            boxes = regions.doubtful_regions(
+                doubtful, measured=measured, max_regions=int(wanted["max_regions"]), names=names
+            )
+            found += [asdict(box) | {"target": target, "element_name": "doubt"} for box in boxes]
+    return found
+
+
+def _spots(
+    wanted: Mapping[str, Any], total: np.ndarray, measured: np.ndarray, names: list[str]
+) -> list[dict[str, Any]]:
     chosen = [names.index(name) for name in wanted.get("elements") or () if name in names]
     searched = chosen or list(range(len(names)))
     boxes = regions.find_regions(
@@ -228,20 +266,26 @@ def _regions(
         min_score=wanted.get("min_score"),
         names=[names[k] for k in searched],
     )
-    return [asdict(box) | {"element_name": names[searched[box.element]]} for box in boxes]
+    return [
+        asdict(box) | {"target": "spots", "element_name": names[searched[box.element]]}
+        for box in boxes
+    ]
 
 
 def _with_interval(
     estimate: Estimate, raw: np.ndarray, dims: tuple[str, ...], units: str, labels: list[str]
 ) -> list[ResultArray]:
     low, high = estimate.interval(LEVEL)
-    return [
+    results = [
         ResultArray("values", dims, units, estimate.values, labels),
         ResultArray("sigma", dims, units, estimate.sigma, labels),
         ResultArray("lower", dims, units, low, labels),
         ResultArray("upper", dims, units, high, labels),
         ResultArray("raw", dims, units, raw.astype(np.float32), labels),
     ]
+    if estimate.doubtful is not None:
+        results.append(ResultArray("doubtful", dims, "", estimate.doubtful, labels))
+    return results
 
 
 def _report(job: InferenceJob, estimate: Estimate) -> dict[str, Any]:

@@ -12,11 +12,15 @@ import h5py
 import numpy as np
 
 from inscan.service.digest import digest_arrays
-from inscan.service.processed import Processed, ResultArray
+from inscan.service.processed import BornWeights, Processed, ResultArray
 
 FORMAT = 1
 DATA = "entry/data"
 """Group of the arrays: `values` is the dataset `entry/data/values`."""
+WEIGHTS = "entry/weights"
+"""Group of the weights fitted to the run, if any: `safetensors` (bytes) and `card` (JSON)."""
+MAX_WEIGHTS_BYTES = 64 << 20
+"""More than any network of ours has; a claim beyond it is not read."""
 
 
 class ResultFileError(ValueError):
@@ -113,6 +117,31 @@ def read_result(path: Path) -> StoredResult:
     return StoredResult(Processed(arrays, report, regions), meta)
 
 
+def read_weights(path: Path) -> BornWeights | None:
+    """Read the weights that a result was made with, where they were fitted to its run.
+
+    Raises
+    ------
+    ResultFileError
+        When the file is damaged, or what should be weights is far too large.
+    FileNotFoundError
+        When there is none.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no result file {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            if WEIGHTS not in file:
+                return None
+            stored = file[f"{WEIGHTS}/safetensors"]
+            assert isinstance(stored, h5py.Dataset)
+            if (count := int(stored.size or 0)) > MAX_WEIGHTS_BYTES:
+                raise ResultFileError(f"{path}: {count} bytes of weights are too many")
+            return BornWeights(np.asarray(stored[...]).tobytes(), _json(file, "weights/card"))
+    except (OSError, KeyError, ValueError) as error:
+        raise ResultFileError(f"{path}: its weights cannot be read: {error}") from error
+
+
 def _fill(
     file: h5py.File, processed: Processed, arrays: dict[str, np.ndarray], meta: dict[str, Any]
 ) -> None:
@@ -133,6 +162,10 @@ def _fill(
         ("meta", meta),
     ):
         file.create_dataset(f"entry/{name}", data=json.dumps(value), dtype=text)
+    if processed.weights is not None:
+        blob = np.frombuffer(processed.weights.blob, np.uint8)
+        file.create_dataset(f"{WEIGHTS}/safetensors", data=blob)
+        file.create_dataset(f"{WEIGHTS}/card", data=json.dumps(processed.weights.card), dtype=text)
 
 
 def _read_array(name: str, group: h5py.Group) -> ResultArray:

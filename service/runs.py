@@ -1,11 +1,14 @@
 """From assembled runs to jobs: opens the assembler of a run on the spool, and journals what is to
 be computed of it."""
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from inscan.callbacks.assembly import RunAssembler, open_assembler
 from inscan.callbacks.link import host_id
@@ -18,10 +21,13 @@ from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox, MailboxFullError
 from inscan.service.messages import ArraySpec, InferenceJob, job_key
 from inscan.service.settings import Settings
-from inscan.service.spool import Spool, load, sync_arrays
+from inscan.service.shelf import Shelf, ShelfError
+from inscan.service.spool import Spool, SpoolRun, load, sync_arrays
 
 MASK = "measured"
 """The array that says which pixels of the others are believed."""
+MOST_STEPS = 1_000_000
+"""Steps of fine-tuning where the profile grants time and no number: more than any time allows."""
 _POST_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -38,6 +44,8 @@ class Runs:
     journal : Journal
     broker, writer : Mailbox
         Told of new jobs, and of jobs whose arrays are on the disk.
+    shelf : Shelf
+        Weights of earlier runs, which fine-tuning may start from.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class Runs:
         *,
         broker: Mailbox,
         writer: Mailbox,
+        shelf: Shelf,
     ) -> None:
         self._settings = settings
         self._profiles = {profile.name: profile for profile in profiles}
@@ -56,6 +65,7 @@ class Runs:
         self._journal = journal
         self._broker = broker
         self._writer = writer
+        self._shelf = shelf
 
     def uses(self) -> Uses:
         """For ingest."""
@@ -145,16 +155,12 @@ class Runs:
             arrays[name] = (
                 run.store(f"{name}@{rows}", values) if name == MASK else run.spec(name, values)
             )
-        parameters = _requests(profile)[0]
+        parameters = dict(profile.method.parameters)
         recipe = profile.method.name
         key = job_key(update.run_uid, update.stream, recipe, parameters, snapshot=rows)
         path = self._settings.live_dir / f"{update.run_uid}.h5"
-        self._broker.post(
-            Submit(
-                self._job(update, "snapshot", key, parameters, arrays, run.folder, path, profile)
-            ),
-            timeout=_POST_S,
-        )
+        job = self._job(update, "snapshot", key, parameters, arrays, run.folder, path)
+        self._broker.post(Submit(job), timeout=_POST_S)
 
     def _final(self, update: Update) -> None:
         profile = self._profile(update)
@@ -164,14 +170,42 @@ class Runs:
         added: list[InferenceJob] = []
         for parameters in _requests(profile):
             key = job_key(update.run_uid, update.stream, profile.method.name, parameters)
-            path = self._settings.results_dir / f"{key}.h5"
-            job = self._job(update, "final", key, parameters, arrays, run.folder, path, profile)
+            job = self._journal.request(key)
+            if job is None:
+                path = self._settings.results_dir / f"{key}.h5"
+                more: dict[str, ArraySpec] = {}
+                if added and profile.method.fit_from == "last_run":
+                    more = self._offered(update.meta, run)
+                job = self._job(
+                    update, "final", key, parameters, arrays | more, run.folder, path
+                ).model_copy(update={"refines": added[0].key if added else ""})
+                if self._journal.add_job(job):
+                    self._poke(self._broker, Submit(job))
             added.append(job)
-            if self._journal.add_job(job):
-                self._poke(self._broker, Submit(job))
         # The worker is at it by now; the sync and the digest cost the result no time.
         for job in added:
             self._sync(job)
+
+    def _offered(self, meta: Mapping[str, Any], run: SpoolRun) -> dict[str, ArraySpec]:
+        """Weights of the last run of the same sample and detector, as arrays of the job: what it starts from is settled
+        when it is asked for, is covered by the digest of its input, and reaches workers elsewhere like all of it."""
+        kept = self._shelf.latest(meta)
+        if kept is None:
+            return {}
+        try:
+            weights = kept.read()
+        except (OSError, ShelfError) as error:
+            _log.warning("weights of job %s are not offered: %s", kept.key[:12], error)
+            return {}
+        _log.info(
+            "run %s is offered the weights born of run %s", run.folder.name, kept.born_of["raw_uid"]
+        )
+        name = f"{kept.sha256[:16]}"
+        card = json.dumps(weights.card).encode()
+        return {
+            "start_weights": run.store(f"start-{name}", np.frombuffer(weights.blob, np.uint8)),
+            "start_card": run.store(f"start-{name}.card", np.frombuffer(card, np.uint8)),
+        }
 
     def _sync(self, job: InferenceJob) -> None:
         started = time.monotonic()
@@ -206,14 +240,13 @@ class Runs:
         arrays: dict[str, ArraySpec],
         folder: Path,
         path: Path,
-        profile: BeamlineProfile,
     ) -> InferenceJob:
         return InferenceJob(
             key=key,
             run_uid=update.run_uid,
             stream=update.stream,
             kind=kind,
-            recipe=profile.method.name,
+            recipe=self._profile(update).method.name,
             parameters=parameters,
             meta=update.meta,
             spool=str(folder),
@@ -227,7 +260,11 @@ class Runs:
 def _requests(profile: BeamlineProfile) -> list[dict[str, Any]]:
     """Parameters of the results of a run: with the weights as they are, then fitted to it if asked
     for."""
-    parameters = dict(profile.method.parameters)
-    if profile.method.fit_steps:
-        return [parameters, {**parameters, "fit_steps": profile.method.fit_steps}]
-    return [parameters]
+    method = profile.method
+    parameters = dict(method.parameters)
+    fitted = dict(parameters)
+    if method.fit_seconds:
+        fitted |= {"fit_steps": method.fit_steps or MOST_STEPS, "fit_seconds": method.fit_seconds}
+    elif method.fit_steps:
+        fitted["fit_steps"] = method.fit_steps
+    return [parameters] if fitted == parameters else [parameters, fitted]

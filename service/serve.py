@@ -21,6 +21,7 @@ from inscan.service.requests import Requests
 from inscan.service.rescan_states import Rescans
 from inscan.service.runs import Runs
 from inscan.service.settings import Settings
+from inscan.service.shelf import Shelf
 from inscan.service.spool import Spool
 from inscan.service.spool_server import SpoolServer
 from inscan.service.state_dir import StateDir
@@ -139,6 +140,7 @@ class Service:
             journal,
             broker=self._broker.mailbox,
             writer=self._to_writer,
+            shelf=Shelf(settings.weights_dir),
         )
         self._rescans = Rescans(journal, profiles, mode=settings.rescan)
         requests = Requests(
@@ -212,6 +214,7 @@ class Service:
             results_dir=self._settings.results_dir,
             announce=self._announce,
             propose=self._rescans.propose,
+            shelf=Shelf(self._settings.weights_dir),
         )
         self._writer.start()
         self._threads["writer"] = self._writer

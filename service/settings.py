@@ -125,6 +125,10 @@ class Settings(_Strict):
         return self.state_dir / "results"
 
     @property
+    def weights_dir(self) -> Path:
+        return self.state_dir / "weights"
+
+    @property
     def live_dir(self) -> Path:
         return self.state_dir / "live"
 

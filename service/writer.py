@@ -21,8 +21,9 @@ from inscan.service.commit import Committer, DamagedResult
 from inscan.service.journal import Journal, JournalError
 from inscan.service.mailbox import Mailbox
 from inscan.service.messages import InferenceJob, InferenceResult, job_key
-from inscan.service.result_file import ResultFileError
+from inscan.service.result_file import ResultFileError, read_weights
 from inscan.service.result_view import StoredArray, describe
+from inscan.service.shelf import Shelf, line_of
 from inscan.service.tiled_http import TiledHTTP, TiledRejected
 
 _log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class Writer:
         Called with the uid of a raw run when the journal may have its outcome; must not block.
     propose : callable or None
         Called with a job and its result just before it is committed; what it returns goes into the journal with it.
+    shelf : Shelf or None
+        Where weights that were fitted to a run are kept; None to keep them in its result file alone.
     first_pause_s, longest_pause_s : float
         Pauses while Tiled does not take what we have.
     """
@@ -98,6 +101,7 @@ class Writer:
         results_dir: Path,
         announce: Announce,
         propose: Propose | None = None,
+        shelf: Shelf | None = None,
         first_pause_s: float = 0.5,
         longest_pause_s: float = 30.0,
         timeout_s: float = 20.0,
@@ -108,6 +112,7 @@ class Writer:
         self._results_dir = results_dir
         self._announce = announce
         self._propose = propose
+        self._shelf = shelf
         self._first_pause_s = first_pause_s
         self._longest_pause_s = longest_pause_s
         self._timeout_s = timeout_s
@@ -224,6 +229,7 @@ class Writer:
             return
         if fate == "differs":
             _log.warning("job %s: Tiled has another result, which stands", job.key[:12])
+        self._keep_weights(job, result, path)
         self._journal.committed(job.key, run.uid, tuple(self._proposals(job, result)))
         took = time.monotonic() - started
         self._status = dataclasses.replace(
@@ -231,8 +237,22 @@ class Writer:
         )
         self._announce(job.run_uid)
 
+    def _keep_weights(self, job: InferenceJob, result: InferenceResult, path: Path) -> None:
+        """Put weights fitted to the run where the next one finds them; a result that is blocked recommends none."""
+        if self._shelf is None or result.report.get("verdict") == "block":
+            return
+        try:
+            weights = read_weights(path)
+            if weights is not None and line_of(job.meta) is not None:
+                kept = self._shelf.put(job.key, weights)
+                _log.info("weights %s of run %s are kept", kept.sha256[:12], job.run_uid)
+        except (OSError, ValueError) as error:
+            # The result stands without them, and its file has them.
+            _log.warning("weights of run %s are not kept: %s", job.run_uid, error)
+
     def _proposals(self, job: InferenceJob, result: InferenceResult) -> Sequence[dict[str, Any]]:
-        if self._propose is None:
+        # What refines a result comes minutes later: its run's places were proposed with the first one.
+        if self._propose is None or job.refines:
             return ()
         try:
             return self._propose(job, result)

@@ -321,6 +321,22 @@ def test_an_outcome_is_the_first_result_and_settled_when_all_have_ended(journal)
     assert journal.outcome("run-1", settled=True)["result_uid"] == "uid-2"
 
 
+def test_first_results_come_before_those_that_refine_one(journal):
+    first, second = job_of("run-1"), job_of("run-2")
+    finer = first.model_copy(update={"key": "b" * 64, "refines": first.key})
+    for job in (first, finer, second):
+        journal.add_job(job)
+    assert [leased(journal).key for _ in range(3)] == [first.key, second.key, finer.key]
+
+
+def test_a_job_is_kept_as_it_was_asked_for(journal):
+    job = job_of()
+    assert journal.request(job.key) is None
+    journal.add_job(job)
+    journal.synced(job.key, "sha256:in")
+    assert journal.request(job.key) == job.model_copy(update={"input_digest": "sha256:in"})
+
+
 def test_a_proposal_is_taken_by_one(journal):
     proposal = {"id": "p1", "run_uid": "run-1", "state": "approved", "regions": [1]}
     assert journal.add_proposal(proposal) and not journal.add_proposal(proposal)

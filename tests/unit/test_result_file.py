@@ -1,3 +1,4 @@
+import dataclasses
 import os
 from pathlib import Path
 
@@ -7,8 +8,13 @@ import pytest
 
 from inscan.service import result_file
 from inscan.service.digest import STRONG_LIMIT_BYTES, digest_arrays
-from inscan.service.processed import Processed, ResultArray
-from inscan.service.result_file import ResultFileError, read_result, write_result
+from inscan.service.processed import BornWeights, Processed, ResultArray
+from inscan.service.result_file import (
+    ResultFileError,
+    read_result,
+    read_weights,
+    write_result,
+)
 from inscan.service.result_view import digest_of
 
 
@@ -43,6 +49,20 @@ def test_a_result_reads_back_as_it_was(tmp_path):
     assert stored.processed.regions == sent.regions
     assert stored.meta == {"key": "k", "geometry": {"shape": [3, 4]}}
     assert digest == digest_of(tmp_path / "a.h5")
+
+
+def test_weights_of_the_run_travel_in_its_file_and_change_nothing_else(tmp_path, monkeypatch):
+    weights = BornWeights(bytes(range(256)) * 3, {"sha256": "ab", "born_of": {"raw_uid": "r"}})
+    plain = write_result(tmp_path / "a.h5", processed(), {})
+    born = write_result(tmp_path / "b.h5", dataclasses.replace(processed(), weights=weights), {})
+    assert read_weights(tmp_path / "a.h5") is None
+    assert read_weights(tmp_path / "b.h5") == weights
+    assert plain == born == digest_of(tmp_path / "b.h5")
+    monkeypatch.setattr(result_file, "MAX_WEIGHTS_BYTES", 700)
+    with pytest.raises(ResultFileError, match="768 bytes of weights"):
+        read_weights(tmp_path / "b.h5")
+    with pytest.raises(FileNotFoundError):
+        read_weights(tmp_path / "c.h5")
 
 
 def test_arrays_lie_contiguous_in_the_file(tmp_path):
