@@ -23,7 +23,7 @@ _CHANNELS = 4
 _GUIDE_PEAK = 200.0
 _SPOTS = 40
 _SPOT_SIGMA = 1.1  # pixels
-_SPOT_PEAK = 6.0  # counts above what is there
+_SPOT_PEAK = 3.0  # counts above what is there
 _APART = 8.0  # pixels between spots
 _RECALL = 0.7
 _REACH = 1.5  # pixels within which spots are the same
@@ -238,11 +238,11 @@ def _paired_phantom(seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]
     """Mean counts (element, row, col) with and without spots in the last element.
 
     The elements before it are those of cells, as people have them: P, S, K, Ca at peak 10. The
-    last follows the cells at 2 counts, with spots anywhere.
+    last follows the cells at up to 4 counts, with spots anywhere.
     """
     base = expected_counts(N2NCase("cells", _CHANNELS, 10.0), seed)[:4]
     body = base[2] / base[2].max()
-    plain = 0.3 + 1.7 * body
+    plain = 0.5 + 3.5 * body
     rng = np.random.default_rng([seed, 35])
     row, col = np.mgrid[: body.shape[0], : body.shape[1]]
     spots = np.zeros_like(body)

@@ -107,20 +107,21 @@ def score_table(rows: Sequence[ScoreRow], columns: Sequence[str] | None = None) 
         The figures to print, in this order; all of them by default.
     """
     lines: list[str] = []
-    wide = max((len(row.method) for row in rows), default=0) + 2
-    shown: Sequence[str] = ()
-    for index, row in enumerate(rows):
-        if index == 0 or rows[index - 1].case != row.case:
-            block = [other for other in rows[index:] if other.case == row.case]
-            every = dict.fromkeys(name for other in block for name in other.figures)
-            shown = [name for name in (columns or every) if name in every]
-            lines += [
-                "",
-                row.case,
-                " " * wide + "".join(f"{name:>{_wide(name)}}" for name in shown),
-            ]
-        cells = "".join(f"{_cell(row.figures.get(name)):>{_wide(name)}}" for name in shown)
-        lines.append(f"  {row.method:{wide - 2}}{cells}")
+    margin = max((len(row.method) for row in rows), default=0) + 2
+    blocks = [
+        [row for row in rows if row.case == case] for case in dict.fromkeys(r.case for r in rows)
+    ]
+    for block in blocks:
+        every = dict.fromkeys(name for row in block for name in row.figures)
+        shown = [name for name in (columns or every) if name in every]
+        texts = [[_cell(row.figures.get(name)) for name in shown] for row in block]
+        sizes = [
+            max(map(len, (name, *column))) + 2
+            for name, column in zip(shown, zip(*texts, strict=True), strict=True)
+        ]
+        lines += ["", block[0].case, " " * margin + _line(shown, sizes)]
+        for row, cells in zip(block, texts, strict=True):
+            lines.append(f"  {row.method:{margin - 2}}" + _line(cells, sizes))
     return "\n".join(lines[1:])
 
 
@@ -181,14 +182,16 @@ def read_rows(path: Path) -> list[ScoreRow]:
     return rows_from_json(stored)
 
 
-def _wide(name: str) -> int:
-    return max(16, len(name) + 2)
+def _line(texts: Sequence[str], sizes: Sequence[int]) -> str:
+    return "".join(f"{text:>{size}}" for text, size in zip(texts, sizes, strict=True))
 
 
 def _cell(f: Figure | None) -> str:
     if f is None or not math.isfinite(f.mean):
         return "-"
-    return f"{f.mean:.4g} ±{f.half_width:.2g}" if math.isfinite(f.half_width) else f"{f.mean:.4g}"
+    # Rounding noise of a figure that is 0 by construction would read as a figure.
+    mean = f"{0.0 if abs(f.mean) < 1e-6 else f.mean:.3g}"
+    return f"{mean} ±{f.half_width:.1g}" if math.isfinite(f.half_width) else mean
 
 
 def _finite(value: float) -> float | None:

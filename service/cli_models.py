@@ -1,4 +1,4 @@
-"""`inscan train` and `inscan evaluate`: make the shipped weights again, and measure every method."""
+"""`inscan train`: make the shipped weights again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,13 +6,11 @@ from typing import Annotated
 import typer
 
 TRAINABLE = ("n2n", "superres_x2", "superres_x4")
-EVALUATED = ("n2n", "superres", "subspace", "spectral", "regions")
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the commands of this module."""
+    """Register the command of this module."""
     app.command()(train)
-    app.command()(evaluate)
 
 
 def train(
@@ -61,48 +59,3 @@ def train(
         )
         train_superres(factor, steps or shipped, seed, out, start)
     typer.echo(f"weights and model card are in {out}")
-
-
-def evaluate(
-    method: Annotated[
-        str, typer.Argument(help="n2n, superres, subspace, spectral or regions", metavar="METHOD")
-    ],
-    seeds: Annotated[int, typer.Option(help="samples and noise drawn of each kind")] = 3,
-    fit_steps: Annotated[
-        int, typer.Option(help="n2n: fine-tuning steps on each map; 0: zero-shot")
-    ] = 0,
-) -> None:
-    """Score a method on samples that no network was trained on, with its peers and limits in the same table."""
-    if method not in EVALUATED:
-        raise ValueError(
-            f"no method {method!r} to evaluate: expected one of {', '.join(EVALUATED)}"
-        )
-    if method == "n2n":
-        from inscan.models.evaluate import evaluate_n2n, table
-
-        rows = evaluate_n2n(
-            range(seeds), fit_steps=fit_steps, progress=lambda text: typer.echo(text, err=True)
-        )
-        typer.echo(table(rows))
-        return
-    from inscan.models.scores import score_table
-
-    if method == "superres":
-        from inscan.models.evaluate_superres import evaluate_flat, evaluate_superres
-
-        typer.echo(score_table(evaluate_superres(range(seeds))))
-        typer.echo(score_table(evaluate_flat(range(seeds))))
-    elif method == "subspace":
-        from inscan.models.evaluate_subspace import evaluate_gaussian, evaluate_poisson
-
-        typer.echo(score_table(evaluate_gaussian(range(seeds))))
-        typer.echo(score_table(evaluate_gaussian(range(seeds), (50.0,), "fine")))
-        typer.echo(score_table(evaluate_poisson(range(seeds))))
-    elif method == "spectral":
-        from inscan.models.evaluate_spectral import evaluate_spectral
-
-        typer.echo(score_table(evaluate_spectral(range(seeds))))
-    else:
-        from inscan.models.evaluate_regions import evaluate_regions
-
-        typer.echo(score_table(evaluate_regions(range(seeds))))
