@@ -100,6 +100,12 @@ class BeamlineProfile(Part):
                 raise ValueError(f"technique is {self.technique}, but the section {name} is {want}")
         return self
 
+    def weights_file(self) -> Path | None:
+        """Return the file of the weights that the profile names; None where it names none."""
+        if self.method.weights is None:
+            return None
+        return (self.folder or Path()) / self.method.weights
+
     def references(self) -> list[Reference]:
         """Read the XANES standards; an empty list when the profile names none."""
         if self.txm is None or self.txm.references is None:

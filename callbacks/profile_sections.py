@@ -265,6 +265,9 @@ class Method(Part):
     """Method of inscan.models."""
     parameters: Mapping[str, Scalar | None] = {}
     """Further keyword arguments of the method."""
+    weights: str | None = None
+    """Weights to use in place of the shipped ones (n2n, superres): a safetensors file with its card
+    beside it, read against the folder of the profile. Results name them. null: the shipped ones."""
     snapshot_rows: Annotated[int, Field(ge=0)] = 8
     """A result of the map so far every so many rows (energies for a stack). 0: only at the end."""
     fit_steps: Annotated[int, Field(ge=0)] = 0
@@ -282,7 +285,9 @@ class Method(Part):
     def _fittable(self) -> Method:
         if (self.fit_steps or self.fit_seconds) and self.name != "n2n":
             raise ValueError(f"fit_steps and fit_seconds are for n2n; {self.name} has neither")
-        own = sorted({"fit_steps", "fit_seconds"} & set(self.parameters))
+        if self.weights is not None and self.name not in ("n2n", "superres"):
+            raise ValueError(f"weights are for n2n and superres, not for {self.name}")
+        own = sorted({"fit_steps", "fit_seconds", "weights"} & set(self.parameters))
         if own:
             raise ValueError(f"{own[0]} is a key of method itself, not one of its parameters")
         return self

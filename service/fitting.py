@@ -11,20 +11,44 @@ from typing import Any
 import numpy as np
 import torch
 
-from inscan.models.infer import Denoiser, load_denoiser
-from inscan.models.weights import save_weights
+from inscan.models.infer import Denoiser, load_denoiser, network_of
+from inscan.models.weights import Weights, load_weights, save_weights
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import BornWeights
 from inscan.service.shelf import STEM, birth_of
 
-START = ("start_weights", "start_card")
-"""Arrays of a job that hold the weights it is offered: a safetensors file and its card, as bytes."""
 _FIRST, _LAST = 0.1, 0.75
 """Fractions of a job at which the method begins and ends, as far as the progress shown is concerned."""
 
 
-def watched(denoiser: Denoiser, job: InferenceJob, progress: Callable[[float], None]) -> Denoiser:
-    """A denoiser that reports progress, and can be told to stop, before every pass of its network."""
+def given(arrays: Mapping[str, np.ndarray], role: str) -> Weights | None:
+    """Weights that came with a job: `start` for those it is offered, `named` for those its profile names.
+
+    A safetensors file and its card, as bytes, in the arrays `ROLE_weights` and `ROLE_card`; None without them.
+
+    Raises
+    ------
+    WeightsError
+        When they do not match their card.
+    """
+    names = (f"{role}_weights", f"{role}_card")
+    if not all(name in arrays for name in names):
+        return None
+    blob, card = (np.asarray(arrays[name], np.uint8).tobytes() for name in names)
+    with tempfile.TemporaryDirectory(prefix="inscan-") as folder:
+        Path(folder, f"{STEM}.safetensors").write_bytes(blob)
+        Path(folder, f"{STEM}.json").write_bytes(card)
+        return load_weights(STEM, Path(folder))
+
+
+def denoiser_of(
+    job: InferenceJob, arrays: Mapping[str, np.ndarray], progress: Callable[[float], None]
+) -> Denoiser:
+    """The shipped denoiser, or that of the profile; it reports progress, and can be told to stop, before every pass of
+    its network."""
+    denoiser, named = load_denoiser(), given(arrays, "named")
+    if named is not None:
+        denoiser = replace(denoiser, net=network_of(named).to(denoiser.device), weights=named)
     began = time.monotonic()
 
     def check() -> None:
@@ -34,22 +58,18 @@ def watched(denoiser: Denoiser, job: InferenceJob, progress: Callable[[float], N
     return replace(denoiser, check=check)
 
 
-def offered(arrays: Mapping[str, np.ndarray], shipped: Denoiser) -> Denoiser | None:
-    """The weights of an earlier run that a job is offered as a starting point, if any.
+def offered(arrays: Mapping[str, np.ndarray], like: Denoiser) -> Denoiser | None:
+    """The denoiser of an earlier run that a job is offered as a starting point, if any.
 
     Raises
     ------
     WeightsError
-        When they do not match their card.
+        When its weights do not match their card.
     """
-    if not all(name in arrays for name in START):
+    start = given(arrays, "start")
+    if start is None:
         return None
-    blob, card = (np.asarray(arrays[name], np.uint8).tobytes() for name in START)
-    with tempfile.TemporaryDirectory(prefix="inscan-") as folder:
-        Path(folder, f"{STEM}.safetensors").write_bytes(blob)
-        Path(folder, f"{STEM}.json").write_bytes(card)
-        found = load_denoiser(shipped.device, STEM, Path(folder))
-    return replace(found, tile=shipped.tile, check=shipped.check)
+    return replace(like, net=network_of(start).to(like.device), weights=start)
 
 
 class Keeper:

@@ -9,8 +9,7 @@ import numpy as np
 from inscan.models import n2n, regions, subspace, superres, xanes
 from inscan.models.channels import sum_channels
 from inscan.models.estimate import Estimate
-from inscan.models.infer import load_denoiser
-from inscan.service.fitting import Keeper, offered, watched
+from inscan.service.fitting import Keeper, denoiser_of, given, offered
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
 from inscan.service.shelf import origin
@@ -68,9 +67,9 @@ def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     _need(job, arrays, "counts", "exposure", "measured")
     names, measured = list(job.meta["elements"]), np.asarray(arrays["measured"], dtype=bool)
     total, raw = _channel_sum(arrays)
-    shipped = watched(load_denoiser(), job, progress)
-    start = offered(arrays, shipped)
-    keeper = Keeper(job, shipped, *([start] if start else []))
+    denoiser = denoiser_of(job, arrays, progress)
+    start = offered(arrays, denoiser)
+    keeper = Keeper(job, denoiser, *([start] if start else []))
     fitting = {"start": start, "keep": keeper} if job.parameters.get("fit_steps") else {}
     estimate = n2n.denoise(
         np.asarray(arrays["counts"]),
@@ -78,9 +77,9 @@ def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
         background=arrays.get("background"),
         background_variance=arrays.get("background_variance"),
         measured=measured,
-        denoiser=shipped,
+        denoiser=denoiser,
         **fitting,
-        **job.parameters,
+        **_arguments(job),
     )
     progress(0.8)
     found = _regions(job, total, measured, estimate.doubtful, names)
@@ -99,7 +98,10 @@ def _superres(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
     _need(job, arrays, "counts", "exposure", "measured")
     names, measured = list(job.meta["elements"]), np.asarray(arrays["measured"], dtype=bool)
     total, _ = _channel_sum(arrays)
-    parameters: dict[str, Any] = {"factor": 2} | job.parameters
+    parameters: dict[str, Any] = {"factor": 2} | _arguments(job)
+    named = given(arrays, "named")
+    if named is not None:
+        parameters["weights"] = named
     estimate = superres.upscale(total, measured=measured, **parameters)
     progress(0.8)
     factor = estimate.values.shape[1] // total.shape[1]
@@ -142,8 +144,8 @@ def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
         part,
         variance=part_variance,
         measured=part_measured,
-        denoiser=watched(load_denoiser(), job, progress),
-        **job.parameters,
+        denoiser=denoiser_of(job, arrays, progress),
+        **_arguments(job),
     )
     progress(0.8)
     labels = [f"{energy:.2f} eV" for energy in energies[recorded]]
@@ -295,6 +297,11 @@ def _report(job: InferenceJob, estimate: Estimate) -> dict[str, Any]:
     if warnings:
         report["assembly_warnings"] = warnings
     return report
+
+
+def _arguments(job: InferenceJob) -> dict[str, Any]:
+    """Keyword arguments of the method: the job's parameters but for the weights, which come as arrays."""
+    return {name: value for name, value in job.parameters.items() if name != "weights"}
 
 
 def _need(job: InferenceJob, arrays: Arrays, *names: str) -> None:

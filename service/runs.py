@@ -20,8 +20,9 @@ from inscan.service.intake import Uses
 from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox, MailboxFullError
 from inscan.service.messages import ArraySpec, InferenceJob, job_key
+from inscan.service.processed import BornWeights
 from inscan.service.settings import Settings
-from inscan.service.shelf import Shelf, ShelfError
+from inscan.service.shelf import Shelf, ShelfError, read_weights_file
 from inscan.service.spool import Spool, SpoolRun, load, sync_arrays
 
 MASK = "measured"
@@ -46,6 +47,11 @@ class Runs:
         Told of new jobs, and of jobs whose arrays are on the disk.
     shelf : Shelf
         Weights of earlier runs, which fine-tuning may start from.
+
+    Raises
+    ------
+    ShelfError
+        When weights that a profile names cannot be read, or are not what their card says.
     """
 
     def __init__(
@@ -66,6 +72,9 @@ class Runs:
         self._broker = broker
         self._writer = writer
         self._shelf = shelf
+        # Read once: what a profile names stays the same while the service runs.
+        files = {name: profile.weights_file() for name, profile in self._profiles.items()}
+        self._named = {name: read_weights_file(path) for name, path in files.items() if path}
 
     def uses(self) -> Uses:
         """For ingest."""
@@ -155,11 +164,11 @@ class Runs:
             arrays[name] = (
                 run.store(f"{name}@{rows}", values) if name == MASK else run.spec(name, values)
             )
-        parameters = dict(profile.method.parameters)
+        parameters, named = self._first_request(profile, run)
         recipe = profile.method.name
         key = job_key(update.run_uid, update.stream, recipe, parameters, snapshot=rows)
         path = self._settings.live_dir / f"{update.run_uid}.h5"
-        job = self._job(update, "snapshot", key, parameters, arrays, run.folder, path)
+        job = self._job(update, "snapshot", key, parameters, arrays | named, run.folder, path)
         self._broker.post(Submit(job), timeout=_POST_S)
 
     def _final(self, update: Update) -> None:
@@ -168,14 +177,15 @@ class Runs:
         arrays = {name: run.spec(name, values) for name, values in update.arrays.items()}
         run.write_meta(update.meta)
         added: list[InferenceJob] = []
-        for parameters in _requests(profile):
+        first, named = self._first_request(profile, run)
+        for parameters in _requests(profile, first):
             key = job_key(update.run_uid, update.stream, profile.method.name, parameters)
             job = self._journal.request(key)
             if job is None:
                 path = self._settings.results_dir / f"{key}.h5"
-                more: dict[str, ArraySpec] = {}
+                more = dict(named)
                 if added and profile.method.fit_from == "last_run":
-                    more = self._offered(update.meta, run)
+                    more |= self._offered(update.meta, run)
                 job = self._job(
                     update, "final", key, parameters, arrays | more, run.folder, path
                 ).model_copy(update={"refines": added[0].key if added else ""})
@@ -200,12 +210,18 @@ class Runs:
         _log.info(
             "run %s is offered the weights born of run %s", run.folder.name, kept.born_of["raw_uid"]
         )
-        name = f"{kept.sha256[:16]}"
-        card = json.dumps(weights.card).encode()
-        return {
-            "start_weights": run.store(f"start-{name}", np.frombuffer(weights.blob, np.uint8)),
-            "start_card": run.store(f"start-{name}.card", np.frombuffer(card, np.uint8)),
-        }
+        return _as_arrays(weights, "start", run)
+
+    def _first_request(
+        self, profile: BeamlineProfile, run: SpoolRun
+    ) -> tuple[dict[str, Any], dict[str, ArraySpec]]:
+        """Parameters of a run's first result, and the weights that its profile names: their SHA-256 is a parameter, so
+        that others make another result."""
+        parameters = dict(profile.method.parameters)
+        named = self._named.get(profile.name)
+        if named is None:
+            return parameters, {}
+        return parameters | {"weights": named.card["sha256"]}, _as_arrays(named, "named", run)
 
     def _sync(self, job: InferenceJob) -> None:
         started = time.monotonic()
@@ -257,11 +273,19 @@ class Runs:
         )
 
 
-def _requests(profile: BeamlineProfile) -> list[dict[str, Any]]:
+def _as_arrays(weights: BornWeights, role: str, run: SpoolRun) -> dict[str, ArraySpec]:
+    name = f"{role}-{weights.card['sha256'][:16]}"
+    card = json.dumps(weights.card).encode()
+    return {
+        f"{role}_weights": run.store(name, np.frombuffer(weights.blob, np.uint8)),
+        f"{role}_card": run.store(f"{name}.card", np.frombuffer(card, np.uint8)),
+    }
+
+
+def _requests(profile: BeamlineProfile, parameters: dict[str, Any]) -> list[dict[str, Any]]:
     """Parameters of the results of a run: with the weights as they are, then fitted to it if asked
     for."""
     method = profile.method
-    parameters = dict(method.parameters)
     fitted = dict(parameters)
     if method.fit_seconds:
         fitted |= {"fit_steps": method.fit_steps or MOST_STEPS, "fit_seconds": method.fit_seconds}

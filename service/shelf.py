@@ -233,6 +233,27 @@ def _same_line(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(name) == other.get(name) for name in _LINE)
 
 
+def read_weights_file(path: Path) -> BornWeights:
+    """Read a safetensors file and the card beside it (the same name, `.json`), and hold one against the other.
+
+    Raises
+    ------
+    ShelfError
+        When a file is missing or not readable, or they do not belong together.
+    """
+    beside = path.with_suffix(".json")
+    try:
+        blob, card = path.read_bytes(), json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ShelfError(
+            f"weights {path} with card {beside.name} cannot be read: {error}"
+        ) from error
+    if not isinstance(card, dict):
+        raise ShelfError(f"{beside} is no model card")
+    check(blob, card, str(path))
+    return BornWeights(blob, card)
+
+
 def check(blob: bytes, card: Mapping[str, Any], where: str) -> None:
     """Hold weights against their card.
 
