@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from inscan.models import n2n
 from inscan.models.baselines import median, oracle_gaussian, oracle_tv
 from inscan.models.channels import sum_channels
+from inscan.models.edges import EdgeRuler
 from inscan.models.estimate import Estimate
 from inscan.models.hallucination import (
     evaluate_flat_fields,
@@ -25,7 +26,7 @@ from inscan.models.hallucination import (
     evaluate_paired,
 )
 from inscan.models.infer import Denoiser, load_denoiser
-from inscan.models.map_scores import map_row, score_maps
+from inscan.models.map_scores import edge_rulers, map_row, score_maps
 from inscan.models.n2n_cases import FAMILY_CASES, N2N_CASES, Measured, N2NCase, measure
 from inscan.models.n2n_paper import denoise_paper
 from inscan.models.scores import ScoreRow, figure
@@ -109,17 +110,20 @@ def evaluate_n2n(
         found: _Scores = {}
         for seed in seeds:
             measured = measure(case, seed)
+            rulers = edge_rulers(measured)
             for name, method in _methods(net, baselines).items():
-                found.setdefault(name, {})[seed] = _timed(method, measured)
+                found.setdefault(name, {})[seed] = _timed(method, measured, rulers)
             if fit_steps and (fit_seeds is None or seed in fit_seeds):
                 name = f"{ZERO_SHOT}, {fit_steps} steps"
                 found.setdefault(name, {})[seed] = _timed(
-                    lambda m: n2n.denoise(m.counts, fit_steps=fit_steps, denoiser=net), measured
+                    lambda m: n2n.denoise(m.counts, fit_steps=fit_steps, denoiser=net),
+                    measured,
+                    rulers,
                 )
             if paper_steps and seed in paper_seeds:
                 name = f"published recipe, {paper_steps} steps"
                 found.setdefault(name, {})[seed] = _timed(
-                    lambda m: _paper(m, paper_steps, device), measured
+                    lambda m: _paper(m, paper_steps, device), measured, rulers
                 )
             if progress:
                 progress(f"{case.name}, seed {seed}")
@@ -197,10 +201,12 @@ def _methods(net: Denoiser, baselines: bool) -> dict[str, Callable[[Measured], _
     return methods
 
 
-def _timed(method: Callable[[Measured], _Answer], measured: Measured) -> dict[str, float]:
+def _timed(
+    method: Callable[[Measured], _Answer], measured: Measured, rulers: Sequence[EdgeRuler]
+) -> dict[str, float]:
     began = time.perf_counter()
     found = method(measured)
-    return score_maps(measured, found, time.perf_counter() - began)
+    return score_maps(measured, found, time.perf_counter() - began, rulers)
 
 
 def _paper(measured: Measured, steps: int, device: str | torch.device | None) -> _Answer:

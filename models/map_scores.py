@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from inscan.models.edges import edge_width_ratio, find_edges
+from inscan.models.edges import EdgeRuler, edge_ruler
 from inscan.models.estimate import Estimate
 from inscan.models.n2n_cases import Measured
 from inscan.models.scores import Figure, ScoreRow, figure, summarise
 
-__all__ = ["COLUMNS", "map_row", "score_maps"]
+__all__ = ["COLUMNS", "edge_rulers", "map_row", "score_maps"]
 
 COLUMNS = (
     "dwell",
@@ -29,12 +29,16 @@ COLUMNS = (
 """The figures of a row that are printed; rows hold each element's and each bin's as well."""
 
 _LEVEL = 0.9
+_EDGES = 50
 _QUANTILES = (0.25, 0.5, 0.75, 0.95)
 _BINS = ("0-25 %", "25-50 %", "50-75 %", "75-95 %", "95-100 %")
 
 
 def score_maps(
-    measured: Measured, found: Estimate | NDArray[np.floating], seconds: float
+    measured: Measured,
+    found: Estimate | NDArray[np.floating],
+    seconds: float,
+    rulers: Sequence[EdgeRuler] | None = None,
 ) -> dict[str, float]:
     """Score one answer.
 
@@ -45,6 +49,8 @@ def score_maps(
         Expected counts of the channel sum; arrays have no intervals.
     seconds : float
         What it took.
+    rulers : sequence of EdgeRuler, optional
+        `edge_rulers(measured)`, where several answers are scored.
 
     Returns
     -------
@@ -70,7 +76,7 @@ def score_maps(
         "flux %": 100 * float((values.sum() - raw.sum()) / mean.sum()),
         "bright flux %": _bias(values, mean, bright),
         "spot flux %": _bias(values, mean, measured.spots),
-        "edge FWHM": _edges(values, mean),
+        "edge FWHM": _edges(values, edge_rulers(measured) if rulers is None else rulers),
         **_intervals(found, mean, raw),
         "SSIM": _similarity(values, mean),
         "s": seconds,
@@ -78,6 +84,11 @@ def score_maps(
     return scores | {
         f"dwell {name}": float(factor) for name, factor in zip(measured.elements, gain, strict=True)
     }
+
+
+def edge_rulers(measured: Measured) -> list[EdgeRuler]:
+    """One for each element."""
+    return [edge_ruler(true) for true in measured.mean]
 
 
 def map_row(case: str, method: str, scores: Sequence[Mapping[str, float]]) -> ScoreRow:
@@ -108,13 +119,13 @@ def _bias(values: NDArray, mean: NDArray, inside: NDArray[np.bool_]) -> float:
     return 100 * float(values[inside].sum() / mean[inside].sum() - 1)
 
 
-def _edges(values: NDArray, mean: NDArray) -> float:
-    ratios = []
-    for image, true in zip(values, mean, strict=True):
-        places = find_edges(true)
+def _edges(values: NDArray, rulers: Sequence[EdgeRuler]) -> float:
+    ratios = [
+        ruler.ratio(image)
+        for image, ruler in zip(values, rulers, strict=True)
         # A handful of pixels is no edge to measure at a few counts.
-        if len(places) >= 50:
-            ratios.append(edge_width_ratio(image, true, places))
+        if len(ruler.places) >= _EDGES
+    ]
     return float(np.mean(ratios)) if ratios else float("nan")
 
 

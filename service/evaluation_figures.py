@@ -106,17 +106,7 @@ def draw_example(examples: Sequence[Example], path: Path) -> None:
             bar = figure.colorbar(shown, ax=axes, shrink=0.85)
             bar.ax.tick_params(labelsize=6)
         line[0].set_ylabel(example.title, fontsize=7)
-    # 64 colours are enough for a look, and a fifth of the size.
     figure.savefig(path, dpi=80)
-    _fewer_colours(path)
-
-
-def _fewer_colours(path: Path) -> None:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").quantize(64)
-    small.save(path, optimize=True)
 
 
 def _panel(
