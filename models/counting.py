@@ -5,7 +5,10 @@ All maps here are whole rectangles without gaps; `inscan.models.n2n` cuts and fi
 Two ways lead through the network. *Alone*: each element's map, exactly as the network was trained
 on low counts. *Together*: the stabilised maps are turned onto their principal axes first, where
 elements that share structure also share its counts, and turned back after; white noise stays white
-under rotation. Which is better for an element is decided on counts held out by thinning.
+under rotation. Each way can be gone *again*: the network sees the mean of the data and its first
+answer, whose noise is about half, and what it adds to the first answer is counted double
+(strengthen, operate, subtract: Romano and Elad, *SIAM J. Imaging Sci.* 8 (2015) 1187). The answers
+are combined for each element by least squares on counts held out by thinning.
 """
 
 from dataclasses import dataclass
@@ -15,31 +18,36 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from inscan.models.infer import Denoiser
+from inscan.models.mixture import best_mixture
 from inscan.models.noise import (
     anscombe,
     anscombe_mean,
     anscombe_slope,
     anscombe_variance,
     inverse_anscombe,
-    poisson_nll,
     thin,
 )
 
 __all__ = [
+    "ANSWERS",
     "CountPrediction",
     "HeldOut",
     "Planes",
     "alone",
     "choose_weights",
     "denoise_counts",
+    "only",
     "principal_axes",
     "together",
 ]
 
 _BLUR = 1.5  # pixels; noise in correlations falls 28-fold, structure of the maps hardly
 _HELD = 0.2
-_WINDOW = 144  # pixels; enough to choose by, and a third of the work on a map of 256 x 256
-_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_WINDOW = 128  # pixels; enough to choose by, and a quarter of the work on a map of 256 x 256
+_AGAIN = (0.0, 1.0, 1.3)
+"""Noise that the second pass is told, over half of the data's; 0 is the first pass by itself."""
+ANSWERS = tuple((way, again) for again in _AGAIN for way in ("alone", "together"))
+"""What is combined: the way, and how it was gone again."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +56,20 @@ class CountPrediction:
 
     Attributes
     ----------
-    stabilised : ndarray of float32, shape (element, row, col)
-        Estimate on the Anscombe scale of the counts at the typical exposure.
+    counts : ndarray of float64, shape (element, row, col)
+        Mean counts at the typical exposure.
+    error : ndarray of float64, shape (element, row, col)
+        Standard deviation of the error of `counts` as the network predicts it.
     spread : ndarray of float32, shape (element, row, col)
-        Predicted standard deviation of its error, same scale, not yet calibrated.
+        The same on the Anscombe scale, where raw data have 1.
     typical : ndarray of float32, shape (element, 1, 1)
         Mean exposure of each element.
     """
 
-    stabilised: NDArray[np.float32]
+    counts: NDArray[np.float64]
+    error: NDArray[np.float64]
     spread: NDArray[np.float32]
     typical: NDArray[np.float32]
-
-    @property
-    def counts(self) -> NDArray[np.float64]:
-        """Mean counts at the typical exposure, shape (element, row, col)."""
-        return inverse_anscombe(self.stabilised)
 
     @property
     def rate(self) -> NDArray[np.float64]:
@@ -73,7 +79,7 @@ class CountPrediction:
     @property
     def sigma(self) -> NDArray[np.float64]:
         """Standard deviation of the error of `rate`, same units."""
-        return anscombe_slope(self.stabilised) * self.spread / self.typical
+        return self.error / self.typical
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,11 @@ class Planes:
         estimate = np.tensordot(self.basis, out[:, 0] * self.scale + self.offset, 1)
         variance = np.tensordot(self.basis**2, (out[:, 1] * self.scale) ** 2, 1)
         root = np.sqrt(self.typical)
+        stabilised, spread = estimate * root, np.sqrt(variance) * root
         return CountPrediction(
-            (estimate * root).astype(np.float32),
-            (np.sqrt(variance) * root).astype(np.float32),
+            inverse_anscombe(stabilised),
+            anscombe_slope(stabilised) * spread,
+            spread.astype(np.float32),
             self.typical,
         )
 
@@ -115,20 +123,33 @@ class HeldOut:
 
     Attributes
     ----------
-    weights : ndarray of float, shape (element,)
-        Share of *together* in the best answer for each element.
+    weights : ndarray of float, shape (element, answer)
+        Best mixture of `ANSWERS` for each element; 0 or more, adding up to 1.
     window : tuple of two slices
         Rows and columns the trial was made on: all of a small map, the richest part of a large one.
     counts : ndarray of float32, shape (element, row, col)
         The counts held out, in the window.
     mean : ndarray of float64, shape (element, row, col)
         Their mean as predicted from the rest, with the weights above.
+    kept : ndarray of float32, shape (element, row, col)
+        The counts that were not held out.
+    prediction : CountPrediction
+        What was made of them.
     """
 
     weights: NDArray[np.float64]
     window: tuple[slice, slice]
     counts: NDArray[np.float32]
     mean: NDArray[np.float64]
+    kept: NDArray[np.float32]
+    prediction: CountPrediction
+
+
+def only(way: str, elements: int) -> NDArray[np.float64]:
+    """Weights of the first pass of one way, "alone" or "together", for every element."""
+    weights = np.zeros((elements, len(ANSWERS)))
+    weights[:, ANSWERS.index((way, 0.0))] = 1.0
+    return weights
 
 
 def denoise_counts(
@@ -147,8 +168,8 @@ def denoise_counts(
         Poisson counts.
     exposure : ndarray of float, shape (element, row, col)
         Above 0; counts over exposure is the rate whose structure is sought.
-    weights : ndarray of float, shape (element,)
-        Share of the answer found together with the other elements, 0 to 1; see `choose_weights`.
+    weights : ndarray of float, shape (element, answer)
+        Mixture of `ANSWERS` for each element; see `choose_weights` and `only`.
     tta : bool or int
         As `Denoiser.run` takes it.
 
@@ -156,20 +177,10 @@ def denoise_counts(
     -------
     CountPrediction
     """
-    share = np.asarray(weights, dtype=np.float32)[:, None, None]
-    answers = []
-    for needed, make in ((share.min() < 1, alone), (share.max() > 0, together)):
-        prepared = make(counts, exposure) if needed else None
-        answers.append(prepared.finish(denoiser.run(prepared.planes, tta)) if prepared else None)
-    single, joint = answers
-    if joint is None or single is None:
-        return joint or single  # pyright: ignore[reportReturnType]
-    # Both answers come from the same counts: their errors are far from independent.
-    return CountPrediction(
-        (1 - share) * single.stabilised + share * joint.stabilised,
-        (1 - share) * single.spread + share * joint.spread,
-        single.typical,
-    )
+    wanted = [answer for k, answer in enumerate(ANSWERS) if np.any(weights[:, k] > 0)]
+    found = _answers(denoiser, counts, exposure, wanted, tta)
+    shares = np.stack([weights[:, ANSWERS.index(answer)] for answer in wanted])
+    return _mixed([found[answer] for answer in wanted], shares)
 
 
 def choose_weights(
@@ -194,20 +205,63 @@ def choose_weights(
     window = _richest(counts)
     kept, held = thin(counts[:, *window], 1 - _HELD, rng)
     seen = exposure[:, *window] * (1 - _HELD)
-    options = _WEIGHTS if len(counts) > 1 else (0.0,)
-    single = denoise_counts(denoiser, kept, seen, np.zeros(len(counts)))
-    joint = single
-    if len(counts) > 1:
-        joint = denoise_counts(denoiser, kept, seen, np.ones(len(counts)))
-    means, scores = [], []
-    for share in options:
-        mixed = (1 - share) * single.stabilised + share * joint.stabilised
-        mean = inverse_anscombe(mixed) / single.typical * seen * _HELD / (1 - _HELD)
-        means.append(mean)
-        scores.append(poisson_nll(held, mean).mean(axis=(1, 2)))
-    best = np.argmin(scores, axis=0)
-    mean = np.stack([means[k][element] for element, k in enumerate(best)])
-    return HeldOut(np.array([options[k] for k in best]), window, held, mean)
+    # A single element has nothing to be turned with.
+    options = [answer for answer in ANSWERS if answer[0] == "alone" or len(counts) > 1]
+    found = _answers(denoiser, kept, seen, options, 1)
+    to_held = seen * _HELD / (1 - _HELD)
+    weights = np.zeros((len(counts), len(ANSWERS)))
+    places = [ANSWERS.index(answer) for answer in options]
+    for element in range(len(counts)):
+        means = np.stack([found[a].rate[element] * to_held[element] for a in options])
+        weights[element, places] = best_mixture(means, held[element])
+    prediction = _mixed([found[a] for a in options], weights[:, places].T)
+    return HeldOut(weights, window, held, prediction.rate * to_held, kept, prediction)
+
+
+def _answers(
+    denoiser: Denoiser,
+    counts: NDArray[np.floating],
+    exposure: NDArray[np.floating],
+    wanted: list[tuple[str, float]],
+    tta: bool | int,
+) -> dict[tuple[str, float], CountPrediction]:
+    found = {}
+    for way, make in (("alone", alone), ("together", together)):
+        times = [again for w, again in wanted if w == way]
+        if not times:
+            continue
+        prepared = make(counts, exposure)
+        first = denoiser.run(prepared.planes, tta)
+        for again in times:
+            out = first
+            if again > 0:
+                planes = prepared.planes.copy()
+                planes[:, 0] = (planes[:, 0] + first[:, 0]) / 2
+                planes[:, 1] *= again / 2
+                out = first.copy()
+                out[:, 0] = 2 * denoiser.run(planes, tta)[:, 0] - first[:, 0]
+            found[way, again] = prepared.finish(out)
+    return found
+
+
+def _mixed(answers: list[CountPrediction], shares: NDArray[np.floating]) -> CountPrediction:
+    """Weighted mean of answers; shares have shape (answer, element).
+
+    All answers come from the same counts: their errors are far from independent, so that errors
+    add up like the answers themselves.
+    """
+    if len(answers) == 1:
+        return answers[0]
+
+    def mean(parts: list[NDArray]) -> NDArray[np.float64]:
+        return np.einsum("ae,aerc->erc", shares, np.stack(parts))
+
+    return CountPrediction(
+        mean([a.counts for a in answers]),
+        mean([a.error for a in answers]),
+        mean([a.spread for a in answers]).astype(np.float32),
+        answers[0].typical,
+    )
 
 
 def alone(counts: NDArray[np.floating], exposure: NDArray[np.floating]) -> Planes:

@@ -11,6 +11,7 @@ result kept only where held-out counts prefer it.
 """
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,9 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt, uniform_filter
 
 from inscan.models.channels import ChannelSum, sum_channels
-from inscan.models.counting import HeldOut, choose_weights, denoise_counts
+from inscan.models.counting import ANSWERS, HeldOut, choose_weights, denoise_counts
 from inscan.models.estimate import Estimate
-from inscan.models.finetune import fine_tune
+from inscan.models.finetune import FineTuned, fine_tune
 from inscan.models.infer import Denoiser, load_denoiser
 from inscan.models.n2n_paper import denoise_paper
 from inscan.models.noise import noise_sigma
@@ -30,6 +31,7 @@ from inscan.models.trust import CountTable, Verdict, heldout_figures, judge, res
 
 __all__ = ["denoise"]
 
+_JOINT = [way == "together" for way, _ in ANSWERS]
 _TTA = 1  # more symmetries gain less than 1 % of counting time (measured) at their full cost
 
 
@@ -41,6 +43,9 @@ def denoise(
     background_variance: ArrayLike | None = None,
     measured: ArrayLike | None = None,
     fit_steps: int = 0,
+    fit_seconds: float | None = None,
+    start: Denoiser | None = None,
+    keep: Callable[[Mapping[str, torch.Tensor], dict[str, Any]], None] | None = None,
     seed: int = 0,
     recipe: Literal["best", "paper"] = "best",
     device: str | torch.device | None = None,
@@ -65,6 +70,16 @@ def denoise(
         False where the scan has not been. Nothing there is used, and nothing is claimed there.
     fit_steps : int
         Steps of fine-tuning at most; 0 is zero-shot with the shipped weights.
+    fit_seconds : float, optional
+        Fine-tuning also ends by then, about. The report says how many steps were done: that number
+        as `fit_steps` gives the same result again.
+    start : Denoiser, optional
+        Weights born from an earlier run, to start the fine-tuning from; taken only where they
+        score better on held-out counts than the shipped ones. The report says which, and both scores.
+    keep : callable (tensors, card), optional
+        Called with the fine-tuned weights (name to tensor, on the CPU) and what a card should say
+        of them (`architecture`, `parent_sha256`, `figures`, `calibration`) when steps on this run
+        were kept.
     seed : int
         The same seed, device and number of threads give the same bytes.
     recipe : {"best", "paper"}
@@ -110,7 +125,16 @@ def denoise(
     trial = choose_weights(denoiser, field.counts, light, np.random.default_rng([seed, 1]))
     tuned = None
     if fit_steps:
-        tuned = fine_tune(denoiser, field.counts, light, trial.weights, steps=fit_steps, seed=seed)
+        tuned = fine_tune(
+            denoiser,
+            field.counts,
+            light,
+            trial.weights,
+            steps=fit_steps,
+            seconds=fit_seconds,
+            start=start,
+            seed=seed,
+        )
     best = tuned.denoiser if tuned else denoiser
     prediction = denoise_counts(best, field.counts, light, trial.weights, _TTA)
     mean, flux = _keep_flux(field.counts, prediction.rate * light, seen)
@@ -131,8 +155,8 @@ def denoise(
         "method": "n2n",
         "recipe": "best",
         "quantity": "expected counts of the channel sum at reference exposure",
-        "weights": denoiser.weights.name,
-        "weights_sha256": denoiser.weights.sha256,
+        "weights": best.weights.name,
+        "weights_sha256": best.weights.sha256,
         "fit_steps": tuned.steps if tuned else 0,
         "seed": seed,
         "device": str(best.device),
@@ -146,12 +170,12 @@ def denoise(
         "reasons": list(verdict.reasons),
     }
     if tuned:
-        report["figures"]["fine_tuning"] = {
-            "steps_allowed": fit_steps,
-            "steps_kept": tuned.steps,
-            "heldout_nll_zero_shot": tuned.nll_before,
-            "heldout_nll": tuned.nll_after,
-        }
+        report["figures"]["fine_tuning"] = _account(tuned, fit_steps, denoiser, start)
+        if keep is not None and tuned.steps:
+            parent = start if start is not None and tuned.started_from == "start" else denoiser
+            card = {key: parent.weights.card.get(key) for key in ("architecture", "calibration")}
+            card |= {"parent_sha256": parent.weights.sha256}
+            keep(tuned.tensors, card | {"figures": report["figures"]["fine_tuning"]})
     report["wall_time_s"] = round(time.monotonic() - began, 3)
     shape = summed.counts.shape
     known = summed.exposure > 0
@@ -216,6 +240,24 @@ def _input_notes(data: _Data) -> tuple[str, ...]:
         "counts are not whole numbers: they were corrected or scaled before, and their noise is "
         "not exactly Poisson",
     )
+
+
+def _account(
+    tuned: FineTuned, allowed: int, denoiser: Denoiser, start: Denoiser | None
+) -> dict[str, Any]:
+    """What the report says of a fine-tuning."""
+    account: dict[str, Any] = {
+        "steps_allowed": allowed,
+        "steps_done": tuned.steps_done,
+        "steps_kept": tuned.steps,
+        "started_from": tuned.started_from,
+        "heldout_nll_zero_shot": tuned.nll_shipped,
+        "heldout_nll": tuned.nll,
+    }
+    if start is not None:
+        account["heldout_nll_start"] = tuned.nll_start
+        account["start_sha256"] = start.weights.sha256
+    return account
 
 
 Place = tuple[slice, slice]
@@ -330,7 +372,7 @@ def _figures(
             {
                 "counts": float(field.counts[element][inside].sum()),
                 "flux_factor": float(flux[element]),
-                "weight_of_other_elements": float(trial.weights[element]),
+                "weight_of_other_elements": float(trial.weights[element, _JOINT].sum()),
                 **residual_figures(field.counts[element], mean[element], inside),
                 **heldout_figures(trial.counts[element], foretold[element], tried[element]),
             }

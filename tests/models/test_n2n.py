@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from inscan.models import n2n
 from inscan.models.channels import sum_channels
-from inscan.models.counting import choose_weights, denoise_counts, principal_axes
+from inscan.models.counting import ANSWERS, choose_weights, denoise_counts, only, principal_axes
 from inscan.models.infer import load_denoiser
 from inscan.models.n2n_paper import denoise_paper
 
@@ -198,10 +198,13 @@ def test_elements_that_share_structure_share_counts():
     light = np.ones(twin.shape, dtype=np.float32)
     counts = rng.poisson(twin).astype(np.float32)
     denoiser = load_denoiser("cpu")
-    single = denoise_counts(denoiser, counts, light, np.zeros(2)).counts
-    joint = denoise_counts(denoiser, counts, light, np.ones(2)).counts
+    single = denoise_counts(denoiser, counts, light, only("alone", 2)).counts
+    joint = denoise_counts(denoiser, counts, light, only("together", 2)).counts
     assert np.mean((joint - twin) ** 2) < 0.9 * np.mean((single - twin) ** 2)
-    assert choose_weights(denoiser, counts, light, rng).weights.min() > 0
+    weights = choose_weights(denoiser, counts, light, rng).weights
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+    shared = [way == "together" for way, _ in ANSWERS]
+    assert weights[:, shared].sum(axis=1).min() > 0.3
 
 
 def test_principal_axes_turn_without_stretching():
