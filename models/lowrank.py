@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from inscan.models.gram import HalfGrams
 from inscan.models.infer import Denoiser
 
-__all__ = ["Basis", "Coefficients", "denoise_coefficients", "plain_basis", "split_basis"]
+__all__ = [
+    "Basis",
+    "Coefficients",
+    "denoise_coefficients",
+    "plain_basis",
+    "split_basis",
+    "untouched",
+]
 
 _SMOOTHERS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _PROBE = 0.1  # size of the Monte-Carlo perturbation, in sigma
@@ -28,6 +35,9 @@ _NEARLY_ALL = 0.85
 _LEAST_AGREEMENT = 0.3
 _SURE_AGREEMENT = 0.9
 _CHANCE_SIGMAS = 3.0
+_SLOPE = 0.975  # of a minor component against the truth, once its shrinkage is undone
+_MOST_GAIN = 1.4
+_UNSURE = 0.15  # standard error of the slope at which it is not acted on
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,8 @@ class Coefficients:
     gain : ndarray of float64, shape (tried,)
         By how much that is less than the error of leaving the candidate out.
     gain_sigma : ndarray of float64, shape (tried,)
+    unshrunk : ndarray of float64, shape (rank,)
+        What the denoised components were multiplied by to undo their shrinkage.
     """
 
     kept: NDArray[np.intp]
@@ -84,6 +96,7 @@ class Coefficients:
     risk: NDArray[np.float64]
     gain: NDArray[np.float64]
     gain_sigma: NDArray[np.float64]
+    unshrunk: NDArray[np.float64]
 
 
 def plain_basis(gram: NDArray[np.float64], count: int) -> Basis:
@@ -139,6 +152,21 @@ def split_basis(levels: list[HalfGrams], count: int) -> Basis:
     return Basis(vectors * np.sign(np.diag(triangle)), noise, best.smoothing, agreement)
 
 
+def untouched(images: NDArray[np.float32]) -> Coefficients:
+    """All components as they are, for data without noise."""
+    everything, nothing = np.arange(len(images)), np.zeros(len(images))
+    return Coefficients(
+        everything,
+        everything,
+        images,
+        np.zeros_like(images),
+        nothing,
+        nothing,
+        nothing,
+        nothing + 1,
+    )
+
+
 def denoise_coefficients(
     images: NDArray[np.float32],
     noise: NDArray[np.float32],
@@ -150,6 +178,7 @@ def denoise_coefficients(
     tta: int,
     real: NDArray[np.bool_] | None = None,
     guide: NDArray[np.float32] | None = None,
+    unshrink: bool = False,
 ) -> Coefficients:
     """Denoise coefficient images and keep those for which that lowers the risk.
 
@@ -173,6 +202,9 @@ def denoise_coefficients(
         the noise it holds looks better than it is.
     guide : ndarray of float32, shape (row, col), optional
         Another image of the same place, nearly free of noise.
+    unshrink : bool
+        Undo the shrinkage of every component but the first, where the data show how much there
+        is: a denoiser of least squared error draws weak structure towards the mean.
 
     Returns
     -------
@@ -205,32 +237,64 @@ def denoise_coefficients(
         best = (variance * (1 - slope)).mean(axis=(1, 2)) / (removed**2).mean(axis=(1, 2))
         share = np.where(best > _NEARLY_ALL, 1.0, np.clip(best, 0.0, 1.0))
     by = share[:, None, None]
+    gain = np.ones(count)
+    if unshrink:
+        gain[1:] = _gain(part - centre, flat, slope, variance)[1:]
+        gain[share < 1] = 1.0
+    more = gain[:, None, None]
     # Per pixel: unbiased estimates of the squared error with and without the candidate.
-    inside = (by * removed) ** 2 + variance * (1 - 2 * by * (1 - slope))
+    kept_slope = more * (1 - by * (1 - slope))
+    answer = more * (part - centre - by * removed)
+    inside = (part - centre - answer) ** 2 + variance * (2 * kept_slope - 1)
     outside = part.astype(np.float64) ** 2 - variance
     risk = inside.mean(axis=(1, 2)) / unit
     difference = (outside - inside) / unit[:, None, None]
-    gain = difference.mean(axis=(1, 2))
-    gain_sigma = difference.std(axis=(1, 2)) / np.sqrt(part[0].size)
-    pays = gain > _MARGIN_SIGMAS * gain_sigma
+    won = difference.mean(axis=(1, 2))
+    won_sigma = difference.std(axis=(1, 2)) / np.sqrt(part[0].size)
+    pays = won > _MARGIN_SIGMAS * won_sigma
     if contiguous:
-        total = np.cumsum(gain)
+        total = np.cumsum(won)
         pays = np.arange(count) <= int(np.argmax(total))
     pays[: min(least, count)] = True
     kept = np.flatnonzero(pays)
-    by = by[kept].astype(np.float32)
+    by, more = by[kept].astype(np.float32), more[kept].astype(np.float32)
     noisy = images[kept] - centre[kept]
     values, sigma = denoiser.denoise_with_spread(noisy, level[kept], guide, tta=tta)
-    values = (noisy + by * (values - noisy) + centre[kept]).astype(np.float32)
-    sigma = np.sqrt((1 - by) * level[kept] ** 2 + by * sigma**2)
+    values = (more * (noisy + by * (values - noisy)) + centre[kept]).astype(np.float32)
+    sigma = more * np.sqrt((1 - by) * level[kept] ** 2 + by * sigma**2)
     # The network's own error estimate stands unless the unbiased risk clearly contradicts it.
-    own = ((1 - share[:, None, None]) * variance + share[:, None, None] * flat_sigma**2)[kept]
+    keep = share[:, None, None]
+    own = (gain[:, None, None] ** 2 * ((1 - keep) * variance + keep * flat_sigma**2))[kept]
     predicted = own.mean(axis=(1, 2)) / unit[kept]
     doubt = 2 * (inside / unit[:, None, None]).std(axis=(1, 2))[kept] / np.sqrt(part[0].size)
     known = np.clip(predicted, risk[kept] - doubt, risk[kept] + doubt)
     factor = np.clip(np.sqrt(np.maximum(known, 0) / np.maximum(predicted, 1e-12)), 0.5, 3.0)
     sigma = (sigma * factor[:, None, None]).astype(np.float32)
-    return Coefficients(tried[kept], tried, values, sigma, risk, gain, gain_sigma)
+    return Coefficients(tried[kept], tried, values, sigma, risk, won, won_sigma, gain[kept])
+
+
+def _gain(
+    noisy: NDArray[np.floating],
+    denoised: NDArray[np.floating],
+    slope: NDArray[np.floating],
+    variance: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Factors after which denoised images follow the truth with a slope of nearly 1.
+
+    Power of the truth: that of the data less the noise. Its covariance with the answer: that of the
+    data less what the answer took over of the noise, which the divergence tells (Stein).
+    """
+    y = noisy.astype(np.float64)
+    count = y[0].size
+    product = denoised * y - variance * slope
+    power = y**2 - variance
+    truth = np.maximum(power.mean(axis=(1, 2)), 1e-30)
+    follows = product.mean(axis=(1, 2)) / truth
+    left = product - follows[:, None, None] * power
+    error = left.std(axis=(1, 2)) / np.sqrt(count) / truth
+    sure = np.clip(1 - (error / _UNSURE) ** 2, 0, 1)
+    wanted = np.clip(_SLOPE / np.maximum(follows, 0.1), 1.0, _MOST_GAIN)
+    return 1 + sure * (wanted - 1)
 
 
 def _leading(gram: NDArray[np.float64], count: int) -> NDArray[np.float64]:

@@ -8,9 +8,7 @@ from inscan.models.fill import nearest_measured
 __all__ = ["completed", "filled"]
 
 
-def filled(
-    data: NDArray[np.floating], there: NDArray[np.bool_], missing: NDArray[np.bool_]
-) -> NDArray[np.float32]:
+def filled(data: NDArray[np.floating], there: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Replace holes by the mean spectrum, scaled to what the pixel shows elsewhere.
 
     Parameters
@@ -18,8 +16,6 @@ def filled(
     data : ndarray of float, shape (energy, row, col)
     there : ndarray of bool, shape (energy, row, col)
         What was measured.
-    missing : ndarray of bool, shape (row, col)
-        Pixels measured at no energy.
 
     Returns
     -------
@@ -31,7 +27,7 @@ def filled(
     spectrum = known.sum(axis=(1, 2)) / np.maximum(count, 1)
     expected = np.tensordot(spectrum, there.astype(np.float32), axes=1)
     share = np.where(np.abs(expected) > 0, known.sum(axis=0) / np.where(expected, expected, 1), 1)
-    share = nearest_measured(share.astype(np.float32)[None], missing)[0]
+    share = nearest_measured(share.astype(np.float32)[None], ~there.any(axis=0))[0]
     return np.where(there, known, spectrum[:, None, None] * share).astype(np.float32)
 
 

@@ -15,9 +15,8 @@ hardly sees.
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,21 +31,22 @@ from inscan.models.lowrank import (
     denoise_coefficients,
     plain_basis,
     split_basis,
+    untouched,
 )
 from inscan.models.noise import tail_sigma
 from inscan.models.stack_gaps import completed, filled
-from inscan.models.stack_noise import StackNoise, known_noise, measured_noise, whiteness
-from inscan.models.weights import Weights
+from inscan.models.stack_motion import detect_motion, find_motion, put_back
+from inscan.models.stack_noise import known_noise, measured_noise, whiteness
+from inscan.models.subspace_report import Account, doubt, doubtful_pixels, stack_report
 
 __all__ = ["denoise"]
 
 Recipe = Literal["best", "paper"]
+Register = Literal["auto", "never"]
 
 _CANDIDATES = {"best": 10, "paper": 6}
 _SIGNAL = 6  # eigenvalues left out of the tail that the noise is read from
 _BLOCK_BYTES = 32 * 2**20
-_CORRELATED = 0.05
-_RIGHT = (0.75, 1.35)  # measured noise over given noise that is taken as agreement
 _LEAST_FREEDOM = 8  # energies beyond the candidates that show the noise of single pixels
 _NOISE_SMOOTHING = 3.0  # pixels
 _TTA_PIXELS = {8: 200**2, 4: 300**2, 2: 400**2}
@@ -65,6 +65,8 @@ def denoise(
     *,
     variance: ArrayLike | None = None,
     measured: ArrayLike | None = None,
+    energies: ArrayLike | None = None,
+    register: Register = "auto",
     seed: int = 0,
     recipe: Recipe = "best",
     device: str | None = None,
@@ -84,6 +86,13 @@ def denoise(
         (row, col), or both. Measured from the stack itself if not given.
     measured : array of bool, shape (energy,), (row, col) or that of the stack, optional
         What was measured.
+    energies : array of float, shape (energy,), optional
+        eV. Only for a change of magnification with energy: looked for when given.
+    register : {"auto", "never"}
+        "auto": frames that moved against each other are noticed, found (`models.stack_motion`)
+        and put back; the result lies where the median frame does. Frames that did not move are
+        not touched. "never": motion is noticed and said, no more. The published recipe has no
+        registration.
     seed : int
         For the Monte-Carlo estimate of the risk.
     recipe : {"best", "paper"}
@@ -92,7 +101,7 @@ def denoise(
         "cpu", "cuda"; by default CUDA when present.
     gram : GramAccumulator, optional
         Made from the same array while frames arrived, all of them taken in. Used where
-        everything was measured.
+        everything was measured and nothing moved.
     out : (values, sigma), optional
         Arrays of the stack's shape to write into, mapped result files for instance.
     denoiser : Denoiser, optional
@@ -103,7 +112,8 @@ def denoise(
     Estimate
         Of the stack's shape and units. NaN at energies and pixels that were never measured; a
         pixel measured at some energies is predicted at the others when there are enough of them,
-        which the report says.
+        which the report says. `doubtful` is True where more was taken away than noise explains,
+        and where values were predicted.
 
     Raises
     ------
@@ -114,20 +124,19 @@ def denoise(
     data, there = _checked(stack, measured)
     if recipe not in ("best", "paper"):
         raise ValueError(f"recipe must be 'best' or 'paper', got {recipe!r}")
+    if register not in ("auto", "never"):
+        raise ValueError(f"register must be 'auto' or 'never', got {register!r}")
     if out is not None and any(o.shape != np.shape(stack) for o in out):
         raise ValueError(f"out must be two arrays of shape {np.shape(stack)}")
+    grid = _grid(energies, len(data))
     rng = np.random.default_rng(seed)
     used = np.arange(len(data)) if there is None else np.flatnonzero(there.any(axis=(1, 2)))
     if used.size == 0:
         raise ValueError("nothing of the stack was measured")
-    partial: NDArray[np.bool_] | None = None
-    missing: NDArray[np.bool_] | None = None
+    grid = None if grid is None else grid[used]
     if there is not None:
         there = there[used]
-        count = there.sum(axis=0)
-        missing = np.asarray(count == 0)
-        partial = np.asarray((count > 0) & (count < used.size))
-        data = filled(data[used], there, missing)
+        data = filled(data[used], there)
     if gram is None or there is not None or gram.frames < len(data):
         gram = GramAccumulator(data)
         gram.advance(len(data))
@@ -137,6 +146,23 @@ def denoise(
         else measured_noise(data, gram, recipe)
     )
     weights = 1 / noise.energy
+    denoiser = denoiser or load_denoiser(device)
+    motion, registered = None, False
+    if recipe == "best" and noise.pixel.max() > 0:
+        motion = detect_motion(data, gram, weights, grid)
+        if motion is not None and motion.moving and register == "auto":
+            found = find_motion(data, weights, denoiser, grid)
+            if found.moving:
+                motion, registered = found, True
+                data, there = put_back(data, there, motion)
+                data = filled(data, there)
+                gram = GramAccumulator(data)
+                gram.advance(len(data))
+    partial: NDArray[np.bool_] | None = None
+    missing: NDArray[np.bool_] | None = None
+    if there is not None:
+        missing = ~there.any(axis=0)
+        partial = ~there.all(axis=0) & ~missing
     plain = gram.plain() * weights[:, None] * weights[None, :]
     candidates = min(_CANDIDATES[recipe], len(data))
     levels = [level.scaled(weights) for level in gram.smoothed()]
@@ -146,30 +172,19 @@ def denoise(
         basis = plain_basis(plain, candidates)
     flat = _project(data, weights, basis)
     ratio = _noise_ratio(plain, data.shape)
-    given_wrong = variance is not None and not _RIGHT[0] < ratio < _RIGHT[1]
+    account = Account(recipe, seed, candidates, noise, ratio, basis, motion, registered)
     if variance is None:
         pixel = noise.pixel * ratio * _uneven(flat, missing, len(data) - candidates, recipe)
     else:
-        pixel = noise.pixel * (ratio if given_wrong else 1.0)
+        pixel = noise.pixel * (ratio if account.given_wrong else 1.0)
     level = np.broadcast_to(pixel, data.shape[1:]).astype(np.float32)
     spread = np.broadcast_to(level, flat.images.shape)
     if there is not None and partial is not None and partial.any():
         spread = completed(flat.images, data, there, partial, weights, basis.vectors, level)
-    denoiser = denoiser or load_denoiser(device)
     tta = next((t for t, most in _TTA_PIXELS.items() if data[0].size <= most), 1)
     if float(level.max()) <= 0:
         # No noise at all (constant or rank-deficient input): nothing to remove.
-        images = flat.images
-        nothing = np.zeros(len(images))
-        kept = Coefficients(
-            np.arange(len(images)),
-            np.arange(len(images)),
-            images,
-            np.zeros_like(images),
-            nothing,
-            nothing,
-            nothing,
-        )
+        kept = untouched(flat.images)
     else:
         kept = denoise_coefficients(
             flat.images,
@@ -180,23 +195,41 @@ def denoise(
             contiguous=recipe == "paper",
             tta=tta if recipe == "best" else 1,
             real=basis.real,
+            unshrink=recipe == "best",
         )
+    white = whiteness(data, weights, basis.vectors[:, kept.kept], kept.images, level)
     values, sigma = out if out is not None else _empty(np.shape(stack))
     _back(values, sigma, used, missing, weights, basis, kept, level)
-    white = whiteness(data, weights, basis.vectors[:, kept.kept], kept.images, level)
-    report = _report(recipe, denoiser.weights, seed, noise, ratio, given_wrong, basis, kept, white)
-    if partial is not None and missing is not None:
+    report = stack_report(account, kept, white)
+    pixels = doubtful_pixels(kept, flat.images, level)
+    # A view: a stack larger than memory has no room for another one.
+    doubtful = np.broadcast_to(pixels, values.shape)
+    if there is not None and partial is not None:
+        doubtful = doubtful.copy()
+        doubtful[used] |= ~there & partial
         report["figures"]["pixels_partly_measured"] = int(partial.sum())
-        report["figures"]["pixels_not_measured"] = int(missing.sum())
+        report["figures"]["pixels_not_measured"] = int((~partial & ~there.all(axis=0)).sum())
         report["figures"]["energies_not_measured"] = len(values) - int(used.size)
         if partial.any():
             report["reasons"].append(
                 f"{int(partial.sum())} pixels were measured at some energies only; the others "
                 "are predicted from the spectra of the whole stack"
             )
+    report["doubt"] = doubt(pixels, doubtful, partial)
+    report["weights"] = denoiser.weights.name
+    report["weights_sha256"] = denoiser.weights.sha256
     report["device"] = str(denoiser.device)
     report["wall_time_s"] = round(time.perf_counter() - began, 3)
-    return Estimate(values, sigma, report, gaussian_calibration())
+    return Estimate(values, sigma, report, gaussian_calibration(), doubtful)
+
+
+def _grid(energies: ArrayLike | None, count: int) -> NDArray[np.float64] | None:
+    if energies is None:
+        return None
+    grid = np.asarray(energies, dtype=np.float64)
+    if grid.shape != (count,) or not (np.isfinite(grid).all() and (grid > 0).all()):
+        raise ValueError(f"energies must be {count} finite values above 0, got shape {grid.shape}")
+    return grid if count > 1 and np.ptp(grid) > 0 else None
 
 
 def _checked(
@@ -295,75 +328,6 @@ def _back(
         else:
             values[used, band], sigma[used, band] = block, spread
             values[rest, band] = sigma[rest, band] = np.nan
-
-
-def _report(
-    recipe: Recipe,
-    weights: Weights,
-    seed: int,
-    noise: StackNoise,
-    ratio: float,
-    given_wrong: bool,
-    basis: Basis,
-    kept: Coefficients,
-    white: Mapping[str, float],
-) -> dict[str, Any]:
-    reasons: list[str] = []
-    verdict = "pass"
-    worst = max(abs(white["row"]), abs(white["col"]))
-    if worst > max(_CORRELATED, 5 * white["error"]):
-        verdict = "warn"
-        reasons.append(
-            f"the noise is not white: neighbouring pixels of the residual correlate by "
-            f"{white['row']:.2f} (rows) and {white['col']:.2f} (columns), so sigma is too small "
-            "and structure may be noise (frames aligned by interpolation do this)"
-        )
-    if abs(white["frame"]) > max(2 * _CORRELATED, 5 * white["error"]):
-        verdict = "warn"
-        reasons.append(
-            f"residuals of successive frames correlate by {white['frame']:.2f}: the spectra kept "
-            "do not explain all of the signal, or frames moved"
-        )
-    if given_wrong:
-        verdict = "warn"
-        reasons.append(
-            f"the noise in the stack is {ratio:.2f} times what the given variance says; the "
-            "measured noise was used"
-        )
-    weak = [int(k) for k in kept.kept if basis.agreement[k] < 0.5]
-    if weak and recipe == "best":
-        reasons.append(
-            f"component {weak[0] + 1} is not well determined: two halves of the pixels agree on "
-            f"it by {basis.agreement[weak[0]]:.2f} only"
-        )
-        verdict = "warn"
-    if len(kept.images) == len(basis.noise) == _CANDIDATES[recipe]:
-        reasons.append(f"all {len(kept.images)} components considered were kept; there may be more")
-        verdict = "warn"
-    return {
-        "method": "subspace",
-        "recipe": recipe,
-        "weights": weights.name,
-        "weights_sha256": weights.sha256,
-        "seed": seed,
-        "figures": {
-            "rank": len(kept.images),
-            "components": [int(k) for k in kept.kept],
-            "noise_median": float(np.median(noise.energy) * np.median(noise.pixel) * ratio)
-            if noise.source == "measured"
-            else float(np.median(noise.energy) * np.median(noise.pixel)),
-            "noise_source": noise.source,
-            "noise_ratio": ratio,
-            "basis_smoothing_px": round(basis.smoothing, 3),
-            "basis_agreement": [round(float(a), 4) for a in basis.agreement],
-            "components_tried": [int(k) for k in kept.tried],
-            "risk": [round(float(r), 5) for r in kept.risk],
-            "risk_gain": [round(float(g), 5) for g in kept.gain],
-            "residual_correlation": {k: round(float(v), 4) for k, v in white.items()},
-        },
-        "verdict": verdict,
-        "reasons": reasons,
-    }
 
 
 def _empty(shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
