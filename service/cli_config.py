@@ -50,9 +50,16 @@ def explain(what: What = "settings") -> None:
 
 @app.command()
 def check(path: Annotated[Path, typer.Argument(help="a settings or profile file")]) -> None:
-    """Check a settings or profile file; the profiles that settings name are checked with it."""
-    from inscan.callbacks.profile import load_profile
+    """Check a settings or profile file; the profiles that settings name are checked with it, and the files that
+    profiles name."""
+    from inscan.callbacks.profile import BeamlineProfile, load_profile
     from inscan.service.settings import load_settings
+    from inscan.service.shelf import read_weights_file
+
+    def files_of(profile: BeamlineProfile) -> None:
+        profile.references()
+        if (weights := profile.weights_file()) is not None:
+            read_weights_file(weights)
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -60,10 +67,10 @@ def check(path: Annotated[Path, typer.Argument(help="a settings or profile file"
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
     if isinstance(content, dict) and "technique" in content:
         profile = load_profile(path)
-        profile.references()
+        files_of(profile)
         typer.echo(f"{path}: profile {profile.name!r} ({profile.technique}) is good")
         return
     settings = load_settings(path)
     for name in settings.profiles:
-        load_profile(name).references()
+        files_of(load_profile(name))
     typer.echo(f"{path}: settings are good; profiles: {', '.join(settings.profiles)}")

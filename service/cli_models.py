@@ -104,6 +104,8 @@ def train(
         train_generated(method, out, steps, seed, console)
         typer.echo(f"weights and model card are in {out}")
         return
+    if factor not in (2, 4):
+        raise ValueError(f"--factor {factor}: 2 or 4")
     if not (runs or since or sample):
         raise ValueError("which scans? give --runs, --since or --sample")
     from inscan.service.measured_pairs import Wanted
@@ -111,8 +113,6 @@ def train(
     from inscan.service.train_command import PairRequest, print_pairs, sampling_of, train_on_pairs
     from inscan.service.train_command import since as point_in_time
 
-    if factor not in (2, 4):
-        raise ValueError(f"--factor {factor}: 2 or 4")
     names = tuple(part for text in runs or () for part in text.split(",") if part)
     request = PairRequest(
         wanted=Wanted(names, None if since is None else point_in_time(since), sample),

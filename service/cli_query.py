@@ -20,7 +20,7 @@ _UID = re.compile(r"\b[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}\b")
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this module."""
-    for command in (status, jobs, proposals, approve, refuse, show, doctor):
+    for command in (status, jobs, proposals, approve, refuse, show, weights, doctor):
         app.command()(command)
 
 
@@ -95,7 +95,8 @@ def jobs(
         _print_json(answer)
         return
     columns = {"scan": "scan_id", "run": "run_uid", "recipe": "recipe", "state": "state"}
-    columns |= {"verdict": "verdict", "result": "result_uid", "reason": "reason"}
+    columns |= {"verdict": "verdict", "result": "result_uid", "weights": "fitted"}
+    columns |= {"reason": "reason"}
     _rows("failed job" if failed else "job", answer, columns)
 
 
@@ -175,6 +176,54 @@ def show(
         text = "; ".join(value) if isinstance(value, list) else value
         if text not in ("", None):
             typer.echo(f"{key}: {text}")
+
+
+def weights(
+    wanted: Annotated[
+        str | None,
+        typer.Argument(
+            help="one of them: its SHA-256, job key or run uid, or the first characters of one"
+        ),
+    ] = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="offer these weights to no run any more")
+    ] = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """List the weights that were fitted to runs and are offered to the next run of the same sample and detector.
+
+    Nothing needs to run for this. With WANTED, print the card of one; with --forget, take it from the list. Result
+    files keep the weights that they were made with.
+    """
+    from inscan.service.settings import default_state_dir
+    from inscan.service.shelf import Shelf
+
+    shelf = Shelf((state or default_state_dir()) / "weights")
+    if wanted is None:
+        if forget:
+            raise ValueError("which weights are to be forgotten? `inscan weights` lists them")
+        rows = [
+            {"key": kept.key, "sha256": kept.sha256, "parent": kept.card.get("parent_sha256")}
+            | kept.born_of
+            for kept in shelf.all()
+        ]
+        if as_json:
+            _print_json(rows)
+            return
+        short = [
+            row | {n: str(row[n])[:8] for n in ("sha256", "parent", "raw_uid")} for row in rows
+        ]
+        columns = {"sha256": "sha256", "scan": "scan_id", "run": "raw_uid", "sample": "sample"}
+        columns |= {"beamline": "beamline", "detector": "detector", "from": "parent"}
+        _rows("fitted network", short, columns)
+        return
+    kept = shelf.find(wanted)
+    if forget:
+        shelf.forget(kept)
+        typer.echo(f"weights {kept.sha256[:8]} of run {kept.born_of['raw_uid']} are forgotten")
+        return
+    _print_json(kept.card | {"folder": str(kept.folder)})
 
 
 def doctor(

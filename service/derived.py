@@ -282,6 +282,8 @@ def _provenance(job: InferenceJob, result: InferenceResult) -> dict[str, Any]:
         "recipe": job.recipe,
         "parameters": job.parameters,
         "weights_sha256": report.get("weights_sha256"),
+        "fine_tuned": report.get("fine_tuned"),
+        "repeat_with": _repeat_with(job, report),
         "seed": report.get("seed", job.parameters.get("seed")),
         "device": report.get("device"),
         "versions": {**_versions(), **report.get("versions", {})},
@@ -290,6 +292,15 @@ def _provenance(job: InferenceJob, result: InferenceResult) -> dict[str, Any]:
         "profile": job.meta.get("profile"),
         "timings": result.timings,
     }
+
+
+def _repeat_with(job: InferenceJob, report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Parameters that give the same result again where the request granted time: the steps that were done in it."""
+    fitted = report.get("fine_tuned")
+    if fitted is None:
+        return None
+    asked = {name: value for name, value in job.parameters.items() if name != "fit_seconds"}
+    return asked | {"fit_steps": fitted["steps_done"]}
 
 
 def _versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from inscan.models.infer import Denoiser, load_denoiser, network_of
 from inscan.models.weights import Weights, load_weights, save_weights
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import BornWeights
-from inscan.service.shelf import STEM, birth_of
+from inscan.service.shelf import STEM, birth_of, origin
 
 _FIRST, _LAST = 0.1, 0.75
 """Fractions of a job at which the method begins and ends, as far as the progress shown is concerned."""
@@ -70,6 +70,62 @@ def offered(arrays: Mapping[str, np.ndarray], like: Denoiser) -> Denoiser | None
     if start is None:
         return None
     return replace(like, net=network_of(start).to(like.device), weights=start)
+
+
+def account(
+    report: Mapping[str, Any],
+    denoiser: Denoiser,
+    start: Denoiser | None,
+    kept: BornWeights | None,
+) -> dict[str, Any] | None:
+    """What a report says of fine-tuning: which weights it began with, how all of them scored, and what it ended with.
+
+    Parameters
+    ----------
+    report : mapping
+        Of the method.
+    denoiser, start : Denoiser
+        What it was given, and what it was offered.
+    kept : BornWeights or None
+        What it wanted kept.
+
+    Returns
+    -------
+    dict or None
+        `started_from` (`given` or `last_run`), `given_sha256`, `offered` (SHA-256, parent and `born_of`),
+        `final_sha256`, `heldout_nll` (Poisson negative log likelihood of held-out counts: of what was given, offered,
+        and of the result), `steps_done` (asked for as `fit_steps`, they give the same result), `steps_kept`, and `text`
+        for people. None where nothing was fine-tuned.
+    """
+    tuning = report.get("figures", {}).get("fine_tuning")
+    if tuning is None:
+        return None
+    from_start = start is not None and tuning["started_from"] == "start"
+    parent = start if start is not None and from_start else denoiser
+    final = kept.card["sha256"] if kept is not None else parent.weights.sha256
+    born = start.weights.card.get("born_of") or {} if start is not None else {}
+    scores = {"given": tuning["heldout_nll_zero_shot"], "result": tuning["heldout_nll"]}
+    text = f"fine-tuned, {tuning['steps_kept']} of {tuning['steps_done']} steps kept"
+    if start is not None:
+        scores["offered"] = tuning["heldout_nll_start"]
+        name = f"run {str(born.get('raw_uid'))[:8]} (scan {born.get('scan_id')})"
+        text += (
+            f"; began with the weights born of {name}: held-out counts {scores['offered']:.6g}, "
+            f"{scores['given']:.6g} with the others"
+            if from_start
+            else f"; the weights born of {name} were passed over: held-out counts "
+            f"{scores['offered']:.6g}, {scores['given']:.6g} without them"
+        )
+    return {
+        "started_from": "last_run" if from_start else "given",
+        "given_sha256": denoiser.weights.sha256,
+        "offered": None if start is None else origin(start.weights.card),
+        "final_sha256": final,
+        "heldout_nll": scores,
+        "steps_done": tuning["steps_done"],
+        "steps_kept": tuning["steps_kept"],
+        "text": text,
+    }
 
 
 class Keeper:

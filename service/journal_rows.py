@@ -69,6 +69,7 @@ def job(row: tuple[Any, ...]) -> dict[str, Any]:
         "result_path": made["result_path"],
         "digest": made["digest"],
         "verdict": made["report"].get("verdict"),
+        "fitted": (made["report"].get("fine_tuned") or {}).get("text", ""),
         "timings": made["timings"],
         "code": code,
         "reason": reason,

@@ -92,6 +92,8 @@ def _title(shown: Shown) -> str:
 def _notes(start: Mapping[str, Any]) -> tuple[str, ...]:
     report = start.get("report") or {}
     found = [*report.get("reasons", []), *start.get("warnings", [])]
+    if report.get("fine_tuned"):
+        found.insert(0, str(report["fine_tuned"]["text"]))
     doubt = report.get("doubt") or {}
     if doubt.get("share"):
         why = "; ".join(str(reason) for reason in doubt.get("reasons", []))

@@ -9,10 +9,9 @@ import numpy as np
 from inscan.models import n2n, regions, subspace, superres, xanes
 from inscan.models.channels import sum_channels
 from inscan.models.estimate import Estimate
-from inscan.service.fitting import Keeper, denoiser_of, given, offered
+from inscan.service.fitting import Keeper, account, denoiser_of, given, offered
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
-from inscan.service.shelf import origin
 
 LEVEL = 0.9
 """Coverage of the intervals that every result carries as `lower` and `upper`."""
@@ -87,10 +86,9 @@ def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     results = _with_interval(estimate, raw, _MAP, "counts/s", names)
     results.append(ResultArray("measured", _PLANE, "", measured))
     report = _report(job, estimate)
-    if start is not None:
-        report["weights_offered"] = origin(start.weights.card)
-    if keeper.weights is not None:
-        report["weights_kept"] = origin(keeper.weights.card)
+    fitted = account(report, denoiser, start, keeper.weights)
+    if fitted is not None:
+        report["fine_tuned"] = fitted
     return Processed(results, report, found, keeper.weights)
 
 

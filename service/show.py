@@ -59,7 +59,8 @@ def show(access: TiledAccess, wanted: str, out: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        `png`, `html` (paths), `result_uid`, `raw_uid`, `scan_id`, `verdict`, `reasons`.
+        `png`, `html` (paths), `result_uid`, `raw_uid`, `scan_id`, `verdict`, `reasons`, `weights` (what fine-tuning
+        began with and gained; empty without it).
 
     Raises
     ------
@@ -75,6 +76,7 @@ def show(access: TiledAccess, wanted: str, out: Path) -> dict[str, Any]:
     name = f"show-{shown.start['uid'][:8]}"
     png = render_run(picture, out / f"{name}.png")
     page = write_page(picture, png, out / f"{name}.html")
+    report = shown.start.get("report") or {}
     return {
         "png": str(png),
         "html": str(page),
@@ -82,5 +84,6 @@ def show(access: TiledAccess, wanted: str, out: Path) -> dict[str, Any]:
         "raw_uid": shown.start["raw_uid"],
         "scan_id": shown.start.get("scan_id"),
         "verdict": shown.start.get("verdict"),
-        "reasons": (shown.start.get("report") or {}).get("reasons", []),
+        "reasons": report.get("reasons", []),
+        "weights": (report.get("fine_tuned") or {}).get("text", ""),
     }

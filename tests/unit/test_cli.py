@@ -48,6 +48,7 @@ COMMANDS = [
     ("approve",),
     ("refuse",),
     ("show",),
+    ("weights",),
     ("doctor",),
     ("train",),
     ("evaluate",),
@@ -159,6 +160,39 @@ def test_unknown_method(inscan, tmp_path, command):
     status, out, err = inscan(command, "magic", *more)
     assert (status, out) == (BAD_INPUT, "")
     assert "no method 'magic'" in err and "n2n" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("n2n",), "--out FOLDER"),
+        (("n2n", "--out", "x", "--runs", "7"), "--runs is for `inscan train superres`"),
+        (("superres", "--dry-run"), "which scans?"),
+        (("superres", "--dry-run", "--runs", "7", "--factor", "3"), "--factor 3"),
+    ],
+)
+def test_what_training_needs_to_know(inscan, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = inscan("train", *arguments)
+    assert (status, out) == (BAD_INPUT, "") and said in err and not list(tmp_path.iterdir())
+
+
+def test_no_weights_are_kept_yet(inscan, tmp_path):
+    status, out, _ = inscan("weights", "--state", tmp_path)
+    assert (status, out) == (0, "no fitted networks\n")
+    status, _, err = inscan("weights", "abcdef", "--state", tmp_path)
+    assert status == BAD_INPUT and "names 0" in err
+    status, _, err = inscan("weights", "--forget", "--state", tmp_path)
+    assert status == BAD_INPUT and "which weights" in err
+
+
+def test_check_looks_at_the_weights_that_a_profile_names(inscan, tmp_path):
+    profile = yaml.safe_load((SHIPPED / "sim_xrf" / "profile.yaml").read_text())
+    profile["method"]["weights"] = "mine.safetensors"
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(profile))
+    status, _, err = inscan("config", "check", path)
+    assert status == BAD_INPUT and str(tmp_path / "mine.safetensors") in err
 
 
 def test_without_a_service(inscan, tmp_path):
