@@ -8,13 +8,45 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.ndimage import convolve, uniform_filter
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import convolve, gaussian_filter, uniform_filter
 
-__all__ = ["ForwardModel", "map_scale", "network_input"]
+__all__ = ["ForwardModel", "bicubic", "checked_maps", "map_scale", "network_input"]
 
 Sampling = Literal["box", "point", "fly"]
 _FWHM_PER_SIGMA = 2.354820045
+
+
+def checked_maps(
+    counts: ArrayLike, measured: ArrayLike | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Counts with 0 where nothing was measured, and where something was.
+
+    Parameters
+    ----------
+    counts : array of shape (element, row, col)
+        >= 0; a pixel that is not finite in any element was not measured.
+    measured : array of bool, shape (row, col), optional
+
+    Raises
+    ------
+    ValueError
+        On another shape or negative counts.
+    """
+    maps = np.asarray(counts, dtype=np.float32)
+    if maps.ndim != 3 or maps.size == 0:
+        raise ValueError(f"counts must have shape (element, row, col), got {maps.shape}")
+    mask = np.asarray(np.isfinite(maps).all(axis=0))
+    if measured is not None:
+        given = np.asarray(measured, dtype=bool)
+        if given.shape != maps.shape[1:]:
+            raise ValueError(f"measured has shape {given.shape}, the map {maps.shape[1:]}")
+        mask &= given
+    maps = np.where(mask, maps, np.float32(0))
+    if maps.min() < 0:
+        raise ValueError(f"counts must be >= 0, the least is {maps.min():g}")
+    return maps, mask
 
 
 def map_scale(counts: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -33,6 +65,21 @@ def map_scale(counts: NDArray[np.floating]) -> NDArray[np.float32]:
         np.asarray(counts, dtype=np.float32), size=3, axes=(-2, -1), mode="nearest"
     )
     return np.maximum(smooth.max(axis=(-2, -1)), 1.0).astype(np.float32)
+
+
+def bicubic(coarse: torch.Tensor, factor: int) -> torch.Tensor:
+    """Bicubic interpolation with pixel areas aligned: corners meet corners, not centres centres.
+
+    Parameters
+    ----------
+    coarse : Tensor of shape (batch, element, row, col)
+    factor : int
+
+    Returns
+    -------
+    Tensor of shape (batch, element, row * factor, col * factor)
+    """
+    return F.interpolate(coarse, scale_factor=factor, mode="bicubic", align_corners=False)
 
 
 def network_input(counts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -113,12 +160,9 @@ class ForwardModel:
         -------
         ndarray of float64, shape (..., row, col)
         """
-        f = self.factor
         x = self._blurred(np.asarray(fine, dtype=np.float64), flipped=False)
-        rows, cols = x.shape[-2] // f, x.shape[-1] // f
-        blocks = x[..., : rows * f, : cols * f].reshape(*x.shape[:-2], rows, f, cols, f)
-        along_rows, along_cols = self._taken()
-        return blocks[..., along_rows, :, along_cols].mean(axis=(-3, -1))
+        along_rows, along_cols = self._taken(x.shape[-2], x.shape[-1])
+        return along_rows @ x @ along_cols.T
 
     def adjoint(self, coarse: NDArray[np.floating]) -> NDArray[np.float64]:
         """Transpose of `apply`: each coarse value goes back to the fine pixels it came from.
@@ -131,30 +175,30 @@ class ForwardModel:
         -------
         ndarray of float64, shape (..., row * factor, col * factor)
         """
-        f = self.factor
         c = np.asarray(coarse, dtype=np.float64)
-        rows, cols = c.shape[-2:]
-        blocks = np.zeros((*c.shape[:-2], rows, f, cols, f))
-        along_rows, along_cols = self._taken()
-        part = blocks[..., along_rows, :, along_cols]
-        part += c[..., :, None, :, None] / (part.shape[-3] * part.shape[-1])
-        return self._blurred(blocks.reshape(*c.shape[:-2], rows * f, cols * f), flipped=True)
+        shape = [n * self.factor for n in c.shape[-2:]]
+        along_rows, along_cols = self._taken(*shape)
+        return self._blurred(along_rows.T @ c @ along_cols, flipped=True)
 
     def _blurred(self, x: NDArray[np.float64], *, flipped: bool) -> NDArray[np.float64]:
-        kernel = self.kernel()
-        if kernel is None:
+        if self.probe is None:
             return x
+        if not isinstance(self.probe, np.ndarray):
+            # A gaussian is its own mirror image and works axis by axis.
+            sigma = self.probe * self.factor / _FWHM_PER_SIGMA
+            return gaussian_filter(x, sigma, mode="nearest", axes=(-2, -1)) if sigma > 0 else x
+        kernel = self.kernel()
+        assert kernel is not None
         kernel = kernel[::-1, ::-1] if flipped else kernel
         return convolve(x, kernel.reshape((1,) * (x.ndim - 2) + kernel.shape), mode="nearest")
 
-    def _taken(self) -> tuple[slice, slice]:
-        """Fine rows and columns of a coarse pixel that count towards it."""
-        # An even factor has no central pixel: the centre lies between the two middle ones.
-        middle = slice((self.factor - 1) // 2, self.factor // 2 + 1)
-        whole = slice(None)
-        return {"box": (whole, whole), "fly": (middle, whole), "point": (middle, middle)}[
-            self.sampling
-        ]
+    def _taken(self, rows: int, cols: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What each coarse row and column takes of the fine ones, (coarse, fine) each."""
+        whole = self.sampling == "box"
+        return (
+            _sampled(rows, self.factor, whole=whole),
+            _sampled(cols, self.factor, whole=whole or self.sampling == "fly"),
+        )
 
     def width(self) -> float:
         """Full width at half maximum of the probe in coarse pixels; the pixel itself counts as 1
@@ -179,3 +223,21 @@ class ForwardModel:
         the frequencies that a step scan would need (Nyquist).
         """
         return self.sampling != "box" and self.width() < 1.0
+
+
+def _sampled(fine: int, factor: int, *, whole: bool) -> NDArray[np.float64]:
+    """Means over coarse pixels, or values at their centres, from means over fine ones."""
+    coarse = fine // factor
+    weights = np.zeros((coarse, fine))
+    index = np.arange(coarse)
+    if whole:
+        taps = [(k, 1.0 / factor) for k in range(factor)]
+    elif factor % 2:
+        taps = [(factor // 2, 1.0)]
+    else:
+        # The centre lies between two fine pixels: the cubic through the means of four of them.
+        first = factor // 2 - 2
+        taps = [(first + k, w) for k, w in enumerate((-1 / 12, 7 / 12, 7 / 12, -1 / 12))]
+    for offset, weight in taps:
+        np.add.at(weights, (index, np.clip(index * factor + offset, 0, fine - 1)), weight)
+    return weights

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from inscan.models import superres
 from inscan.models.edsr import SuperResolver
-from inscan.models.superres_input import ForwardModel
+from inscan.models.superres_input import ForwardModel, Sampling
+from inscan.models.superres_trust import unsupported
 from inscan.profiles.samples import cells
 
 
@@ -101,19 +102,61 @@ def test_elements_may_come_in_any_number_and_order(doubled):
     assert alone.values.shape == (1, *estimate.values.shape[1:])
 
 
-def test_same_input_same_bytes_and_the_plain_recipe(doubled):
+def test_same_input_same_bytes(doubled):
     counts, estimate = doubled
-    assert np.array_equal(superres.upscale(counts, factor=2).values, estimate.values)
-    plain = superres.upscale(counts, factor=2, recipe="paper")
-    assert not np.array_equal(plain.values, estimate.values)
+    again = superres.upscale(counts, factor=2, seed=3)
+    assert np.array_equal(again.values, estimate.values)
+    assert estimate.doubtful is not None and again.doubtful is not None
+    assert np.array_equal(again.doubtful, estimate.doubtful)
 
 
 def test_large_maps_in_tiles_equal_small_ones():
     counts = np.random.default_rng(0).poisson(20, (1, 12, 330))
-    whole = superres.upscale(counts, factor=2, recipe="paper").values
-    part = superres.upscale(counts[:, :, :200], factor=2, recipe="paper").values
+    whole = superres.upscale(counts, factor=2).values
+    part = superres.upscale(counts[:, :, :200], factor=2).values
     # Only the normalisation, the brightest neighbourhood, may differ: half precision.
     assert np.abs(whole[:, :, :300] - part[:, :, :300]).max() < 1.0
+
+
+def test_folded_back_it_leaves_the_noise_and_no_more(doubled):
+    _, estimate = doubled
+    figures = estimate.report["figures"]
+    assert np.all(np.abs(np.array(figures["consistency_chi2"]) - 1) < 0.3)
+    assert all(0 < share < 0.7 for share in figures["share_of_noise_followed"])
+
+
+def test_unfamiliar_maps_are_named(doubled):
+    counts, estimate = doubled
+    assert max(estimate.report["figures"]["out_of_distribution"]) < 1.2
+    chess = 2000.0 * (np.indices((48, 48)).sum(axis=0) % 2)[None]
+    report = superres.upscale(chess, factor=2).report
+    assert report["verdict"] == "warn"
+    assert any("unlike" in reason for reason in report["reasons"])
+
+
+def test_doubt_falls_on_what_the_counts_do_not_vouch_for():
+    """Spots put into a result by hand, on counts that never saw them."""
+    rng = np.random.default_rng(0)
+    forward = ForwardModel(2)
+    fine = np.full((1, 64, 64), 50.0)
+    row, col = np.mgrid[:64, :64]
+    spot = 80 * np.exp(-((row - 20) ** 2 + (col - 20) ** 2) / 6.0)
+    real = 80 * np.exp(-((row - 44) ** 2 + (col - 44) ** 2) / 6.0)
+    counts = rng.poisson(forward.apply(fine + real)).astype(np.float32)
+    invented, contradicted = unsupported(
+        fine + spot + real, np.full_like(fine, 5.0), counts, forward
+    )
+    doubtful = (invented | contradicted)[0]
+    assert doubtful[18:23, 18:23].all()
+    assert not doubtful[42:47, 42:47].any()
+    assert doubtful[:, 32:].mean() < 0.1
+
+
+def test_a_good_result_is_hardly_doubted(doubled):
+    _, estimate = doubled
+    assert estimate.doubtful.shape == estimate.values.shape
+    assert estimate.report["doubt"]["share"] == pytest.approx(estimate.doubtful.mean(), abs=1e-4)
+    assert estimate.doubtful.mean() < 0.1
 
 
 def test_scans_that_left_gaps_are_blocked(doubled):
@@ -125,13 +168,45 @@ def test_scans_that_left_gaps_are_blocked(doubled):
         assert "gaps" in estimate.report["reasons"][0]
 
 
-def test_a_known_wide_probe_is_taken_out(truth):
-    forward = ForwardModel(2, 1.5, "point")
+@pytest.mark.parametrize("sampling", ["point", "fly"])
+def test_a_known_wide_probe_is_taken_out(truth, sampling):
+    """Seen through the scan's own forward model: points, or lines along the fast axis."""
+    forward = ForwardModel(2, 1.5, sampling)
     counts = np.random.default_rng(0).poisson(forward.apply(truth) * 2000)
     blurred = superres.upscale(counts, factor=2).values
-    sharp = superres.upscale(counts, factor=2, probe=1.5, sampling="point")
+    sharp = superres.upscale(counts, factor=2, probe=1.5, sampling=sampling)
     assert sharp.report["verdict"] == "warn"
+    assert max(sharp.report["figures"]["richardson_lucy_steps"]) > 0
     assert _psnr(sharp.values / 2000, truth) > _psnr(blurred / 2000, truth)
+    # The result agrees with the counts through that model, and with no other.
+    chi2 = np.array(sharp.report["figures"]["consistency_chi2"])
+    assert np.all(chi2 < 2)
+    assert max(abs(np.array(sharp.report["figures"]["flux_bias"]))) < 0.01
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_each_sampling_folds_as_it_scans(factor):
+    """Against integrals of a smooth function, over the pixel, a line through it, and at its centre."""
+    n = 8 * factor
+
+    def mean(low, high):  # of sin(0.3 x) between two places, in coarse pixels
+        return (np.cos(0.3 * low) - np.cos(0.3 * high)) / (0.3 * (high - low))
+
+    edges = np.arange(n + 1) / factor
+    line = mean(edges[:-1], edges[1:])
+    fine = line[:, None] * line[None, :]
+    at = np.arange(8.0)
+    whole, centre = mean(at, at + 1), np.sin(0.3 * (at + 0.5))
+    inner = (slice(1, -1), slice(1, -1))
+    cases: tuple[tuple[Sampling, np.ndarray, np.ndarray], ...] = (
+        ("box", whole, whole),
+        ("fly", centre, whole),
+        ("point", centre, centre),
+    )
+    for sampling, down, right in cases:
+        found = ForwardModel(factor, None, sampling).apply(fine)
+        assert np.allclose(found[inner], np.outer(down, right)[inner], atol=2e-5), sampling
+    assert not np.allclose(whole, centre, atol=2e-3)
 
 
 def test_pixels_not_measured_stay_empty(truth):
