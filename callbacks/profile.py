@@ -98,6 +98,11 @@ class BeamlineProfile(Part):
             if given != (name == self.technique):
                 want = "missing" if not given else "given"
                 raise ValueError(f"technique is {self.technique}, but the section {name} is {want}")
+        if (self.method.name == "spectral") != (self.xrf is not None and self.xrf.cube is not None):
+            raise ValueError(
+                "the method spectral works on spectra kept pixel by pixel: give both"
+                " method.name: spectral and xrf.cube, or neither"
+            )
         return self
 
     def weights_file(self) -> Path | None:

@@ -12,6 +12,7 @@ from inscan.callbacks.units import convert
 
 __all__ = [
     "DatumFile",
+    "Cube",
     "Elements",
     "Geometry",
     "Method",
@@ -169,6 +170,21 @@ class Elements(Part):
         return names
 
 
+class Cube(Part):
+    """Spectra that are kept pixel by pixel, for the method spectral."""
+
+    bins: Annotated[int, Field(ge=8, le=1024)] = 256
+    """Most energy bins that are kept: so many neighbouring bins of the detector are added up that
+    they suffice."""
+    low_ev: NotNegative = 0.0
+    """Lowest energy kept, in eV."""
+    high_ev: Positive | None = None
+    """Highest energy kept, in eV. null: the incident energy, or the end of the spectrum."""
+    max_bytes: Annotated[int, Field(gt=0)] = 1 << 32
+    """Largest size of the spectra of one run, all channels together. A run that would need more is
+    not understood, and says so: take fewer bins."""
+
+
 class XRF(Part):
     """A fluorescence microscope."""
 
@@ -180,6 +196,8 @@ class XRF(Part):
     """Detector channels to use, from 1: leave a dead one out here. Empty: all that are recorded."""
     elements: Elements = Elements()
     """Which emission lines become maps."""
+    cube: Cube | None = None
+    """Spectra to keep beside the window sums; needs ``elements.source: spectrum``. null: none."""
     incident_energy: str | None = "scan.energy"
     """Path of the incident energy in the start document. null: unknown, no line is refused."""
     incident_energy_units: Literal["eV", "keV"] = "keV"
@@ -198,6 +216,8 @@ class XRF(Part):
                     f"elements.source is {self.elements.source}, but {way}.{self.elements.source}"
                     f" is not given; name the data key or choose the other source"
                 )
+        if self.cube is not None and self.elements.source != "spectrum":
+            raise ValueError("cube keeps spectra: set elements.source to spectrum, or leave it out")
         if self.elements.source == "spectrum" and not self.elements.lines:
             raise ValueError(
                 "elements.source is spectrum: name at least one line in elements.lines"

@@ -212,6 +212,7 @@ class XRFMap:
             required.add(0)
         self._required = sorted(required)
         self._passed = [0] * (len(self._groups) + 1)
+        self._check_size(layout)
         live = self._meta()["dwell"]
         if "live_time" not in {c.role for c in layout.columns.values()} and live is None:
             self._notes.add(
@@ -220,6 +221,18 @@ class XRFMap:
         self._arrays = XRFArrays(
             layout, self._geometry, frozenset(required), live or 1.0, self._allocate, self._notes
         )
+
+    def _check_size(self, layout: XRFLayout) -> None:
+        """Refuse spectra that are too large before any place is taken for them."""
+        if layout.cube is None or self._xrf.cube is None:
+            return
+        needed = 4 * len(layout.channels) * self._geometry.size * layout.cube.bins
+        if needed > self._xrf.cube.max_bytes:
+            raise NotUnderstood(
+                f"spectra of {self._geometry.size} pixels, {len(layout.channels)} channels and"
+                f" {layout.cube.bins} bins take {needed} bytes, {self._xrf.cube.max_bytes} are"
+                " allowed: lower xrf.cube.bins or raise xrf.cube.max_bytes"
+            )
 
     def _check_positions(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Compare readbacks with the raster: a drift or a wrong geometry must not pass unseen."""
@@ -255,6 +268,11 @@ class XRFMap:
                 "windows_ev": [list(window) for window in layout.windows_ev],
                 "refused": dict(layout.refused),
             }
+            if layout.cube is not None:
+                meta |= {
+                    "bin_energies_ev": layout.cube.energies_ev.tolist(),
+                    "line_weights": layout.cube.line_weights.tolist(),
+                }
         return meta
 
 

@@ -24,7 +24,8 @@ class XRFArrays:
     ``background`` and ``background_variance`` alike; ``exposure`` (channel, row, col) float32, live
     time (s) times I0 over its reference, 0 where a channel did not measure; ``measured`` (row, col)
     bool, at least one channel did; ``position`` (2, row, col) float64, slow and fast readbacks (the
-    planned centres where none are recorded), NaN where not measured.
+    planned centres where none are recorded), NaN where not measured. Where spectra are kept: ``cube``
+    (channel, row, col, bin) float32, raw counts.
 
     The I0 reference is the median over the measured pixels. That of the first snapshot stays for
     all snapshots of the run, so that pictures keep their scale; the final takes its own.
@@ -68,6 +69,11 @@ class XRFArrays:
         self._out["measured"] = allocate("measured", (rows, cols), np.dtype(bool))
         self._out["position"] = allocate("position", (2, rows, cols), f8)
         self._out["position"][...] = np.nan
+        self._cube: np.ndarray | None = None
+        if layout.cube is not None:
+            shape = (n_channels, rows, cols, layout.cube.bins)
+            self._out["cube"] = allocate("cube", shape, f4)
+            self._cube = np.asarray(self._out["cube"]).reshape(n_channels, -1, layout.cube.bins)
         # The same memory by pixel.
         # Plain arrays: a memmap costs microseconds for every index.
         plain = {name: np.asarray(array) for name, array in self._out.items()}
@@ -132,6 +138,9 @@ class XRFArrays:
             live = None if live is None else np.where(good, live, 0)
         for target, source in zip(self._counts, sums, strict=False):
             target[:, :, pixel] = source
+        if self._cube is not None and self._layout.cube is not None and "spectrum" in values:
+            spectra = self._layout.cube.sums(values["spectrum"])
+            self._cube[:, pixel] = spectra if good is None else np.where(good[:, None], spectra, 0)
         self._bad[:, pixel] = False if good is None else ~good
         if live is not None:
             self._live[:, pixel] = live
@@ -202,6 +211,10 @@ class XRFArrays:
         for target, source in zip(self._counts, sums, strict=False):
             clean = source if good.all() else np.where(good[..., None], source, 0)
             target[channel, element, pixels] = clean.transpose(1, 2, 0)
+        if self._cube is not None and self._layout.cube is not None:
+            spectra = self._layout.cube.sums(values)
+            clean = spectra if good.all() else np.where(good[..., None], spectra, 0)
+            self._cube[channel, pixels] = clean.transpose(1, 0, 2)
         if not good.all():
             self._bad[channel, pixels] |= ~good.T
 
@@ -228,6 +241,8 @@ class XRFArrays:
         if empty.any():
             for counts in self._counts:
                 counts.transpose(0, 2, 1)[empty] = 0
+            if self._cube is not None:
+                self._cube[empty] = 0
         if final:
             self._position[:, ~measured] = np.nan
         return dict(self._out)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from inscan.callbacks.cube import CubeAxis, cube_axis
 from inscan.callbacks.lines import EmissionLine, excitable, line_window, overlaps
 from inscan.callbacks.profile_sections import XRF, Elements, XRFKeys
 from inscan.callbacks.units import scale
@@ -17,8 +18,7 @@ __all__ = ["Column", "XRFLayout", "read_layout"]
 
 Role = Literal["mcaroi", "spectrum", "live_time", "i0", "slow", "fast"]
 # More of either than any detector has; a guard against endless configurations.
-_MOST_CHANNELS = 128
-_MOST_MCAROIS = 64
+_MOST_CHANNELS, _MOST_MCAROIS = 128, 64
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class XRFLayout:
         Line -> why it is not mapped.
     warnings
         What people should know.
+    cube
+        Energy axis of the spectra that are kept.
     """
 
     way: Literal["step", "fly"]
@@ -85,6 +87,7 @@ class XRFLayout:
     columns: Mapping[str, Column]
     refused: Mapping[str, str]
     warnings: tuple[str, ...]
+    cube: CubeAxis | None = None
 
     def same_data(self, other: XRFLayout) -> bool:
         """Return whether both fill the same arrays with the same meaning."""
@@ -171,20 +174,23 @@ def _layout(
             f"no line is left to map: {'; '.join(refused.values()) or 'none named'}"
         )
 
-    windows = None
+    windows = cube = None
     if chosen.source == "spectrum":
         key = _fill(template, channel=channels[0])
+        axis: dict[str, Any] = {"n_bins": int(data_keys[key]["shape"][-1])}
+        axis["ev_per_bin"] = _number(chosen.energy_per_bin_ev, settings)
+        axis["offset_ev"] = _number(chosen.energy_offset_ev, settings)
+        axis["incident_energy_ev"] = incident_ev
         try:
             windows = spectrum_windows(
                 [line for line, _ in lines],
-                n_bins=int(data_keys[key]["shape"][-1]),
-                ev_per_bin=_number(chosen.energy_per_bin_ev, settings),
-                offset_ev=_number(chosen.energy_offset_ev, settings),
+                **axis,
                 resolution_ev=chosen.resolution_ev,
                 half_width_fwhm=chosen.window_fwhm,
-                incident_energy_ev=incident_ev,
                 background=chosen.background == "linear",
             )
+            if profile.cube is not None:
+                cube = cube_axis(profile.cube, windows, **axis)
         except ValueError as error:
             raise NotUnderstood(str(error)) from error
         windows_ev = windows.windows_ev
@@ -233,6 +239,7 @@ def _layout(
         columns,
         refused,
         tuple(warnings),
+        cube,
     )
 
 

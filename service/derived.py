@@ -185,7 +185,7 @@ def name_dims(arrays: Sequence[StoredArray]) -> list[StoredArray]:
 def axes_of(
     meta: Mapping[str, Any], report: Mapping[str, Any], arrays: Sequence[StoredArray]
 ) -> list[Axis]:
-    """Positions along y, x and energy, for the lengths that the arrays have.
+    """Positions along y, x, energy and bin, for the lengths that the arrays have.
 
     A stack that was cut short has fewer energies than were planned: the report names those it has. A super-resolved map
     has more pixels than the survey on the same field: its axes are the centres of the small pixels.
@@ -220,6 +220,9 @@ def axes_of(
     energies = report.get("energies_ev") or meta.get("energies_ev")
     if energies is not None and lengths.get("energy") == len(energies):
         axes.append(Axis("energy", np.asarray(energies, dtype=float), "eV"))
+    bins = meta.get("bin_energies_ev")
+    if bins is not None and lengths.get("bin") == len(bins):
+        axes.append(Axis("bin", np.asarray(bins, dtype=float), "eV"))
     pixel = meta.get("pixel_size_um")
     if pixel and not meta.get("geometry"):
         axes += [

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from inscan.models import n2n, regions, subspace, superres, xanes
-from inscan.models.channels import sum_channels
+from inscan.models.channels import ChannelSum, sum_channels
 from inscan.models.estimate import Estimate
 from inscan.service.fitting import Keeper, account, denoiser_of, given, offered
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
+from inscan.service.recipe_spectral import cube_arrays, denoise_cube, line_maps
 
 LEVEL = 0.9
 """Coverage of the intervals that every result carries as `lower` and `upper`."""
@@ -33,7 +34,8 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
         Recipe, parameters (keyword arguments of the method) and what the assembler knows of the run (`meta`).
     arrays : mapping of str to ndarray
         XRF: `counts` (channel, element, row, col), `exposure` (channel, row, col), `measured` (row, col), and
-        `background` where it comes from spectra. TXM: `transmission` and `variance` (energy, row, col), `measured`.
+        `background` where it comes from spectra; `cube` (channel, row, col, bin) for spectral.
+        TXM: `transmission` and `variance` (energy, row, col), `measured`.
     progress : callable
         Called with the fraction done, 0 to 1; it also tells the broker that the job is alive.
 
@@ -42,7 +44,8 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     Processed
         XRF: `values`, `sigma`, `lower`, `upper`, `raw` (element, row, col) in counts/s of the channel sum at
         the reference I0 (live time and I0 divided out, so that surveys and fine maps compare), `measured`;
-        `doubtful` (element, row, col), true where a value is not to be trusted although there is one.
+        `doubtful` (element, row, col), true where a value is not to be trusted although there is one. Spectral: also
+        `spectra`, `spectra_sigma`, `spectra_raw`, `spectra_doubtful` (row, col, bin), in counts.
         TXM: the same in transmission (energy, row, col), and the chemistry: `edge_energy`,
         `edge_energy_sigma`, `edge_energy_raw` (row, col) in eV, `fractions`, `fractions_sigma`,
         `fractions_raw` (reference, row, col).
@@ -52,12 +55,7 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     ValueError
         When the recipe does not fit the arrays; the message names both.
     """
-    recipes = {"n2n": _n2n, "superres": _superres, "subspace": _subspace}
-    if job.recipe not in recipes:
-        raise ValueError(
-            f"recipe {job.recipe!r} of run {job.run_uid}: the service runs {sorted(recipes)}; "
-            "change `method.name` in the beamline's profile"
-        )
+    recipes = {"n2n": _n2n, "superres": _superres, "subspace": _subspace, "spectral": _spectral}
     progress(0.0)
     return recipes[job.recipe](job, arrays, progress)
 
@@ -142,6 +140,7 @@ def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
         part,
         variance=part_variance,
         measured=part_measured,
+        energies=energies[recorded],
         denoiser=denoiser_of(job, arrays, progress),
         **_arguments(job),
     )
@@ -152,6 +151,22 @@ def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
     results += _chemistry(job, energies[recorded], estimate, part, part_variance, report)
     progress(0.95)
     return Processed(results, report, [])
+
+
+def _spectral(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
+    _need(job, arrays, "counts", "exposure", "measured", "cube")
+    names, measured = list(job.meta["elements"]), np.asarray(arrays["measured"], dtype=bool)
+    summed = _summed(arrays)
+    denoiser = denoiser_of(job, arrays, progress)
+    counts, cube = denoise_cube(arrays, summed, denoiser, progress, **_arguments(job))
+    progress(0.8)
+    weights = np.asarray(job.meta["line_weights"], dtype=np.float64)
+    lines = line_maps(counts, cube, weights, summed.exposure.mean(axis=0))
+    found = _regions(job, summed.counts, measured, lines.estimate.doubtful, names)
+    results = _with_interval(lines.estimate, lines.raw, _MAP, "counts/s", names)
+    results += cube_arrays(counts, cube)
+    results.append(ResultArray("measured", _PLANE, "", measured))
+    return Processed(results, _report(job, lines.estimate), found)
 
 
 def _chemistry(
@@ -216,15 +231,20 @@ def _channel_sum(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
         removed, NaN where nothing was measured.
     """
     measured = np.asarray(arrays["measured"], dtype=bool)
-    counts = np.where(measured, arrays["counts"], 0).astype(np.float32)
-    light = np.where(measured, arrays["exposure"], 0.0).astype(np.float32)[:, None]
-    summed = sum_channels(counts, np.broadcast_to(light, counts.shape))
+    summed = _summed(arrays)
     net = summed.counts
     if "background" in arrays:
         net = net - np.where(measured, arrays["background"], 0)[summed.used].sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         raw = np.where(summed.exposure > 0, net / summed.exposure, np.nan)
     return summed.counts, raw.astype(np.float32)
+
+
+def _summed(arrays: Arrays) -> ChannelSum:
+    measured = np.asarray(arrays["measured"], dtype=bool)
+    counts = np.where(measured, arrays["counts"], 0).astype(np.float32)
+    light = np.where(measured, arrays["exposure"], 0.0).astype(np.float32)[:, None]
+    return sum_channels(counts, np.broadcast_to(light, counts.shape))
 
 
 def _regions(

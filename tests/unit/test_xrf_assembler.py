@@ -29,6 +29,13 @@ def from_spectra(**elements) -> BeamlineProfile:
     return BeamlineProfile.model_validate(content)
 
 
+def with_cube(**cube) -> BeamlineProfile:
+    content = from_spectra().model_dump(mode="json")
+    content["xrf"]["cube"] = cube
+    content["method"] = {"name": "spectral", "snapshot_rows": 8}
+    return BeamlineProfile.model_validate(content)
+
+
 def start_md(rows, cols, snaking, **extra):
     return {
         "beamline_id": "sim_xrf",
@@ -589,6 +596,45 @@ def test_a_peak_on_a_slope_gives_its_background_and_its_scatter():
     assert update.meta["source"] == "spectrum"
 
 
+@pytest.mark.parametrize(("bins", "kept", "width"), [(1024, 901, 1), (256, 225, 4), (10, 9, 91)])
+def test_spectra_are_kept_in_whole_bins_of_the_range(bins, kept, width):
+    run = StepRun(3, 4, spectra=True)
+    assert run.spectra is not None
+    update = final(run.assemble(profile=with_cube(bins=bins, low_ev=1000, high_ev=10_000)))
+    cube = update.arrays["cube"]
+    assert (cube.shape, cube.dtype) == ((2, 3, 4, kept), np.float32)
+    part = run.spectra[:, 100 : 100 + kept * width].reshape(2, kept, width, 12).sum(axis=2)
+    np.testing.assert_array_equal(cube.reshape(2, 12, kept), part.transpose(0, 2, 1))
+    energies = update.meta["bin_energies_ev"]
+    assert energies[0] == 1000 + 5.0 * (width - 1) and np.allclose(np.diff(energies), 10 * width)
+
+
+def test_the_kept_bins_add_up_to_the_lines():
+    run = StepRun(3, 4, spectra=True)
+    update = final(run.assemble(profile=with_cube(bins=1024)))
+    lines = update.arrays["cube"] @ np.array(update.meta["line_weights"]).T
+    net = update.arrays["counts"] - update.arrays["background"]
+    np.testing.assert_allclose(lines.transpose(0, 3, 1, 2), net, rtol=1e-4, atol=1e-3)
+    # Up to the incident energy, where the profile says nothing else.
+    assert update.meta["bin_energies_ev"][-1] == 10 * (BINS - 1)
+
+
+def test_spectra_of_bad_channels_are_not_kept():
+    run = StepRun(2, 2, spectra=True)
+    run.events[1] = changed(run.events[1], xs_channel02_live_time=0.0)
+    cube = final(run.assemble(profile=with_cube())).arrays["cube"]
+    (row, col), other = run.geometry.pixel_of(2), run.geometry.pixel_of(1)
+    assert not cube[1, row, col].any() and cube[0, row, col].any() and cube[1, *other].any()
+
+
+def test_spectra_that_are_too_large_are_refused_before_they_take_any_place():
+    run = StepRun(3, 4, spectra=True)
+    update = run.assemble(profile=with_cube(bins=64, max_bytes=1000))[-1]
+    assert update.kind == "rejected" and "lower xrf.cube.bins" in update.meta["reason"]
+    update = run.assemble(profile=with_cube(low_ev=90_000, high_ev=99_000))[-1]
+    assert update.kind == "rejected" and "no bin between" in update.meta["reason"]
+
+
 def test_a_profile_that_names_a_line_outside_the_spectrum():
     content = from_spectra().model_dump(mode="json")
     content["xrf"]["elements"]["lines"] = ["Zn_K"]
@@ -742,11 +788,13 @@ def test_fly_rows_are_where_they_were_measured(tmp_path, snaking, stacked):
 @settings(
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(order=st.randoms(use_true_random=False), spectra=st.booleans())
-def test_fly_live_is_offline_whatever_the_order(tmp_path, order, spectra):
+@given(
+    order=st.randoms(use_true_random=False),
+    profile=st.sampled_from([PROFILE, from_spectra(), with_cube(bins=64)]),
+)
+def test_fly_live_is_offline_whatever_the_order(tmp_path, order, profile):
     run = FlyRun(tmp_path)
     run.write()
-    profile = from_spectra() if spectra else PROFILE
     offline = final(run.assemble(profile=profile))
     documents = run.documents() + [("stream_datum", d) for d in order.sample(run.datums, 6)]
     order.shuffle(documents)
@@ -765,8 +813,8 @@ def test_fly_and_step_of_the_same_counts_agree(tmp_path):
     step.live[:, pixels] = fly.values["xs_live_time"].T
     step.i0[pixels] = fly.values["sclr_i0"]
     step.events = [step._event(seq) for seq in range(1, 13)]
-    profile = from_spectra()
-    same(final(step.assemble(profile=profile)), final(fly.assemble(profile=profile)))
+    for profile in (from_spectra(), with_cube(bins=100)):
+        same(final(step.assemble(profile=profile)), final(fly.assemble(profile=profile)))
 
 
 def test_stop_before_the_last_datums_takes_the_rows_from_the_file(tmp_path):
