@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 EVALUATED = ("n2n", "superres", "subspace", "spectral", "regions")
 STORED = Path(__file__).parents[1] / "docs" / "evaluation"
-"""Figures measured before, in a source tree: of BM3D, which is never run here, and of limits."""
+"""Figures measured before, in a source tree: of peers and of limits."""
+PEERS = ("bm3d.json", "published.json")
+"""BM3D may not be a dependency, the published recipe takes too long: see the scripts in benchmarks."""
 
 Progress = Callable[[str], None]
 
@@ -89,11 +91,12 @@ def _n2n(
     from inscan.models.evaluate import evaluate_inventions, evaluate_n2n, read_peers
     from inscan.models.scores import read_rows
 
-    peers = {}
-    if (stored := STORED / "bm3d.json").is_file():
-        peers = read_peers(stored)
-    else:
-        progress(f"no stored figures of BM3D ({stored}): its rows are left out")
+    peers: dict[str, Any] = {}
+    for name in PEERS:
+        if (stored := STORED / name).is_file():
+            peers |= read_peers(stored)
+        else:
+            progress(f"no stored figures in {stored}: their rows are left out")
     rows = evaluate_n2n(
         range(seeds),
         fit_steps=fit_steps,
