@@ -26,7 +26,7 @@ def test_each_bar_is_held_against_the_row_it_is_for():
     ]
     lines = bar_table("n2n", rows).splitlines()
     assert lines[0] == "bars" and len(lines) == 3
-    assert lines[1].startswith("  met ") and "dwell 12 ±0.1 (must >= 10, aim 14)" in lines[1]
+    assert lines[1].startswith("  met ") and "dwell 12 ±0.1 (must >= 10, aim >= 14)" in lines[1]
     assert lines[2].startswith("  MISSED") and "100 steps" in lines[2]
     assert bars_for("n2n", rows[0]) == []
 
@@ -37,6 +37,8 @@ def test_a_bias_counts_by_its_size_and_an_aim_is_said():
     rows = [ScoreRow(CELLS, "inscan n2n", {"edge FWHM": Figure(1.01, 0.02)}, 10)]
     assert "met, aim too" in bar_table("n2n", rows)
     assert bar_table("regions", rows) == ""
+    rows = [ScoreRow("cells, 4x, peak 5000", "inscan", {"gain dB": Figure(3.0, 0.1)}, 10)]
+    assert "aim missed" in bar_table("superres", rows)
 
 
 def test_bars_are_drawn_where_there_is_something(tmp_path):
