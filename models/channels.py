@@ -3,6 +3,10 @@
 Channels see the same place with different gains (geometry, window, area). The best estimate of
 a common rate from Poisson counts is their plain sum over the summed gain and exposure, Σy / Σgt,
 not the mean of normalised channels, which lets the weakest channel's noise in.
+
+What is estimated is the mean of that sum. Nothing in it assumes that all channels have the same
+mean image: where they differ (topography seen from two sides, shadows) the sum is the average over
+their views, its counts are Poisson still, and the notes say so.
 """
 
 from dataclasses import dataclass
@@ -10,12 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from inscan.models.channel_health import blocks, gain_field, misfit, scatter
+
 __all__ = ["ChannelSum", "sum_channels"]
 
-_BLOCK = 8  # pixels on a side, pooled so that low counts still tell a sick channel from noise
 _DEAD = 0.02  # of the median channel's counts
 _HOT = 20.0
 _ODD = 0.5  # structure not shared with the other channels, relative to what is shared
+_APART = 0.05  # the same, worth a remark
+_DRIFT = 2.5  # change of gain over the map that geometry does not explain
+_UNEVEN = 1.3  # worth a remark
+_NOISY = 2.0  # times the scatter of the typical channel
+_SURE = 6.0  # standard errors
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,13 @@ class ChannelSum:
         Relative to the mean over used channels; 0 for channels left out.
     used : ndarray of bool, shape (channel,)
     notes : tuple of str
-        What was left out and why.
+        What was left out and why, and what else a reader should know.
+    unevenness : ndarray of float64, shape (channel,)
+        Largest over smallest gain of each channel over the field, 1 where the data show no change.
+    scatter : float
+        Variance between the used channels over that of Poisson counts; 1 for a single channel.
+    scatter_error : float
+        Its standard error; infinite for a single channel.
     """
 
     counts: NDArray[np.float32]
@@ -40,6 +56,9 @@ class ChannelSum:
     gains: NDArray[np.float64]
     used: NDArray[np.bool_]
     notes: tuple[str, ...]
+    unevenness: NDArray[np.float64]
+    scatter: float
+    scatter_error: float
 
 
 def sum_channels(counts: NDArray[np.float32], exposure: NDArray[np.float32]) -> ChannelSum:
@@ -57,18 +76,28 @@ def sum_channels(counts: NDArray[np.float32], exposure: NDArray[np.float32]) -> 
     -------
     ChannelSum
     """
-    used = np.ones(len(counts), dtype=bool)
-    notes: list[str] = []
+    number = len(counts)
+    checked = _Checked(counts, exposure)
+    used, notes = checked.healthy()
     gains = _gains(counts, exposure, used)
-    if len(counts) >= 3:
-        used, notes = _healthy(counts, exposure)
-        gains = _gains(counts, exposure, used)
+    fields = checked.fields(used)
+    unevenness = np.ones(number)
+    for channel, field in fields.items():
+        unevenness[channel] = float(field.max() / field.min())
+    notes += checked.remarks(used, unevenness)
     total = counts[used].sum(axis=0, dtype=np.float32)
     together = np.zeros(total.shape, dtype=np.float64)
+    even = np.zeros(total.shape, dtype=np.float64)
     for channel in np.flatnonzero(used):
-        together += gains[channel][:, None, None] * exposure[channel]
-    together /= np.maximum(gains[used].sum(axis=0), 1e-12)[:, None, None]
-    return ChannelSum(total, together.astype(np.float32), gains, used, tuple(notes))
+        gain = gains[channel][:, None, None] * fields.get(int(channel), 1.0)
+        together += gain * exposure[channel]
+        even += gain
+    # Relative to all channels at full exposure: a gain field by itself changes nothing.
+    together /= np.maximum(even, 1e-12)
+    spread, error = checked.scatter(used)
+    return ChannelSum(
+        total, together.astype(np.float32), gains, used, tuple(notes), unevenness, spread, error
+    )
 
 
 def _gains(
@@ -99,75 +128,146 @@ def _gains(
     return gains
 
 
-def _healthy(
-    counts: NDArray[np.float32], exposure: NDArray[np.float32]
-) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which channels to use: neither dead, nor hot, nor with structure the others lack."""
-    number = len(counts)
-    used = np.ones(number, dtype=bool)
-    notes: list[str] = []
-    level = counts.sum(axis=(1, 2, 3), dtype=np.float64)
-    light = exposure.sum(axis=(1, 2, 3), dtype=np.float64)
-    rate = np.where(light > 0, level / np.maximum(light, 1e-12), 0.0)
-    typical = float(np.median(rate))
-    expected = typical * light
-    for channel in range(number):
-        if expected[channel] > 100 and rate[channel] < _DEAD * typical:
+class _Checked:
+    """The channels' sums over all elements, whole and in blocks, and the tests made on them."""
+
+    def __init__(self, counts: NDArray[np.float32], exposure: NDArray[np.float32]) -> None:
+        self.counts = counts.sum(axis=1, dtype=np.float64)
+        self.time = exposure.mean(axis=1, dtype=np.float64)
+        # What each channel is worth: a weak one that was off for a while changes little.
+        everyone = np.ones(len(counts), dtype=bool)
+        weight = counts.sum(axis=(0, 2, 3), dtype=np.float64) + 1e-9
+        gains = np.average(_gains(counts, exposure, everyone), axis=1, weights=weight)
+        self.light = self.time * np.maximum(gains, 1e-6)[:, None, None]
+        self.pooled = np.stack([blocks(image) for image in self.counts])
+        self.lit = np.stack([blocks(image) for image in self.light])
+
+    def healthy(self) -> tuple[NDArray[np.bool_], list[str]]:
+        """Which channels to use: not dead, hot, noisy, drifting, nor with structure of their own."""
+        number = len(self.counts)
+        used, notes = np.ones(number, dtype=bool), []
+        if number < 3:
+            return used, notes
+        level, light = self.counts.sum(axis=(1, 2)), self.time.sum(axis=(1, 2))
+        rate = np.where(light > 0, level / np.maximum(light, 1e-12), 0.0)
+        typical = float(np.median(rate))
+        for channel in range(number):
+            if typical * light[channel] > 100 and rate[channel] < _DEAD * typical:
+                used[channel] = False
+                notes.append(f"channel {channel + 1} left out: dead ({level[channel]:.0f} counts)")
+            elif typical > 0 and rate[channel] > _HOT * typical and level[channel] > 100:
+                used[channel] = False
+                ratio = rate[channel] / typical
+                notes.append(f"channel {channel + 1} left out: {ratio:.0f} times the typical rate")
+        while used.sum() >= 3:
+            worst = self._worst(used)
+            if worst is None:
+                break
+            channel, why = worst
             used[channel] = False
-            notes.append(f"channel {channel + 1} left out: dead ({level[channel]:.0f} counts)")
-        elif typical > 0 and rate[channel] > _HOT * typical and level[channel] > 100:
-            used[channel] = False
-            ratio = rate[channel] / typical
-            notes.append(f"channel {channel + 1} left out: {ratio:.0f} times the typical rate")
-    pooled = np.stack([_blocks(counts[c].sum(axis=0)) for c in range(number)])
-    lit = np.stack([_blocks(exposure[c].mean(axis=0)) for c in range(number)])
-    while used.sum() >= 3:
-        worst, oddness, excess = -1, 0.0, 0.0
+            notes.append(f"channel {channel + 1} left out: {why}")
+        return used, notes
+
+    def _worst(self, used: NDArray[np.bool_]) -> tuple[int, str] | None:
+        """The channel that fits the others least, if one does not fit at all.
+
+        A bad channel is part of what the good ones are held against: only the worst is judged.
+        """
+        found: list[tuple[float, int, str]] = []
+        scatters = {int(c): self._scatter(int(c), used) for c in np.flatnonzero(used)}
+        usual = float(np.median([value for value, _ in scatters.values()]))
+        for channel, (value, error) in scatters.items():
+            field = self.field(channel, used)
+            change = 1.0 if field is None else float(np.exp(np.ptp(np.log(field))))
+            fit = self._misfit(channel, used, field)
+            if fit.relative > _ODD and fit.z > _SURE:
+                why = f"{100 * fit.relative:.0f} % of its structure is not in the other channels"
+                found.append((fit.relative / _ODD, channel, why))
+            if change > _DRIFT:
+                why = f"it drifts: its gain changes by a factor {change:.1f} over the map"
+                found.append((change / _DRIFT, channel, why))
+            if value > _NOISY * max(usual, 1.0) and value - usual > _SURE * error:
+                why = f"noisy: it scatters {value:.1f} times wider than counting noise"
+                found.append((value / (_NOISY * max(usual, 1.0)), channel, why))
+        if not found:
+            return None
+        _, channel, why = max(found)
+        return channel, why
+
+    def field(self, channel: int, used: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+        """Gain of a channel over the field against the other used ones, where it changes."""
+        others = self._others(channel, used)
+        if not others.any():
+            return None
+        shape = (self.counts.shape[1], self.counts.shape[2])
+        ratio = self._ratio(self.lit[channel], self.lit[others].sum(axis=0))
+        return gain_field(self.pooled[channel], self.pooled[others].sum(axis=0), ratio, shape)
+
+    def fields(self, used: NDArray[np.bool_]) -> dict[int, NDArray[np.float64]]:
+        """Gain fields of the used channels against the mean of all, where they change."""
+        share = self.counts.sum(axis=(1, 2)) / max(float(self.counts[used].sum()), 1e-12)
+        found = {}
         for channel in np.flatnonzero(used):
-            others = used.copy()
-            others[channel] = False
-            odd, significant = _oddness(pooled, lit, int(channel), others)
-            if significant and odd > max(oddness, _ODD):
-                worst, oddness, excess = int(channel), odd, odd
-        if worst < 0:
-            break
-        used[worst] = False
-        notes.append(
-            f"channel {worst + 1} left out: {100 * excess:.0f} % of its structure is not "
-            "in the other channels"
-        )
-    return used, notes
+            field = self.field(int(channel), used)
+            if field is not None:
+                # The others are the mean of all less this channel: it changes less against all.
+                found[int(channel)] = field ** (1 - share[channel])
+        return found
 
+    def remarks(
+        self,
+        used: NDArray[np.bool_],
+        unevenness: NDArray[np.float64],
+    ) -> list[str]:
+        """What is odd about the channels that are used."""
+        notes = []
+        for channel in np.flatnonzero(used):
+            if unevenness[channel] > _UNEVEN:
+                notes.append(
+                    f"channel {channel + 1}: its gain changes by a factor "
+                    f"{unevenness[channel]:.2f} over the map (geometry or drift): modelled"
+                )
+        if used.sum() < 2:
+            return notes
+        apart = {
+            int(c): self._misfit(int(c), used, self.field(int(c), used))
+            for c in np.flatnonzero(used)
+        }
+        channel = max(apart, key=lambda c: apart[c].z)
+        if apart[channel].z > _SURE and apart[channel].relative > _APART:
+            notes.append(
+                f"the channels do not see one mean image (channel {channel + 1} differs by "
+                f"{100 * apart[channel].relative:.0f} % beyond noise): the result is the average "
+                "over their views"
+            )
+        return notes
 
-def _oddness(
-    pooled: NDArray[np.float64],
-    lit: NDArray[np.float64],
-    channel: int,
-    others: NDArray[np.bool_],
-) -> tuple[float, bool]:
-    """Misfit of one channel to the sum of the others beyond counting noise, and if it is real."""
-    y, light = pooled[channel].ravel(), lit[channel].ravel()
-    reference = pooled[others].sum(axis=0).ravel()
-    reference_light = np.maximum(lit[others].sum(axis=0).ravel(), 1e-12)
-    ratio = light / reference_light
-    share = y.sum() / max(float((reference * ratio).sum()), 1e-12)
-    expected = share * ratio * reference
-    variance = expected * (1 + share * ratio) + 1e-12
-    seen = (reference + y > 0) & (light > 0)
-    if seen.sum() < 4:
-        return 0.0, False
-    residual = (y - expected)[seen]
-    variance = variance[seen] + 1.0 / 12.0
-    misfit = residual**2 - variance
-    z = misfit.sum() / np.sqrt(2.0 * (variance**2).sum() + (variance).sum())
-    relative = np.sqrt(
-        max(float(misfit.sum()), 0.0) / max(float((expected[seen] ** 2).sum()), 1e-12)
-    )
-    return float(relative), bool(z > 6.0)
+    def scatter(self, used: NDArray[np.bool_]) -> tuple[float, float]:
+        """Scatter between the used channels over counting noise, and its standard error."""
+        if used.sum() < 2:
+            return 1.0, np.inf
+        each = [self._scatter(int(c), used) for c in np.flatnonzero(used)]
+        values, errors = np.array(each).T
+        return float(values.mean()), float(errors.mean() / np.sqrt(max(used.sum() - 1, 1)))
 
+    def _others(self, channel: int, used: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        others = used.copy()
+        others[channel] = False
+        return others
 
-def _blocks(image: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Sums over blocks; a last, smaller block takes what is left over."""
-    rows = np.arange(0, image.shape[0], _BLOCK)
-    cols = np.arange(0, image.shape[1], _BLOCK)
-    return np.add.reduceat(np.add.reduceat(image.astype(np.float64), rows, axis=0), cols, axis=1)
+    def _misfit(self, channel: int, used: NDArray[np.bool_], field: NDArray[np.float64] | None):
+        others = self._others(channel, used)
+        lit = self.lit[channel] if field is None else blocks(self.light[channel] * field)
+        ratio = self._ratio(lit, self.lit[others].sum(axis=0))
+        return misfit(self.pooled[channel], self.pooled[others].sum(axis=0), ratio)
+
+    def _scatter(self, channel: int, used: NDArray[np.bool_]) -> tuple[float, float]:
+        others = self._others(channel, used)
+        one, rest = self.counts[channel], self.counts[others].sum(axis=0)
+        ratio = self._ratio(self.light[channel], self.light[others].sum(axis=0))
+        share = one.sum() / max(float((rest * ratio).sum()), 1e-12)
+        return scatter(one, rest, ratio * share)
+
+    @staticmethod
+    def _ratio(one: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(others > 0, one / np.maximum(others, 1e-12), 0.0)

@@ -12,22 +12,44 @@ result kept only where held-out counts prefer it.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import distance_transform_edt, uniform_filter
+from scipy.ndimage import uniform_filter
 
+from inscan.models.calibrating import heldout_sigma
 from inscan.models.channels import ChannelSum, sum_channels
 from inscan.models.counting import ANSWERS, HeldOut, choose_weights, denoise_counts
+from inscan.models.doubt import doubt_map
 from inscan.models.estimate import Estimate
 from inscan.models.finetune import FineTuned, fine_tune
 from inscan.models.infer import Denoiser, load_denoiser
+from inscan.models.map_input import MapInput, checked_input, checked_like, read_off_scatter
+from inscan.models.measured_field import (
+    Field,
+    Place,
+    bounding_place,
+    filled_field,
+    keep_flux,
+    unfold,
+    unfold_onto,
+)
 from inscan.models.n2n_paper import denoise_paper
 from inscan.models.noise import noise_sigma
-from inscan.models.trust import CountTable, Verdict, heldout_figures, judge, residual_figures
+from inscan.models.novelty import Familiar, features
+from inscan.models.restore import restore
+from inscan.models.trust import (
+    UNLIKE,
+    CountTable,
+    Verdict,
+    brightness,
+    heldout_figures,
+    judge,
+    residual_figures,
+    run_factors,
+)
 
 __all__ = ["denoise"]
 
@@ -42,6 +64,7 @@ def denoise(
     background: ArrayLike | None = None,
     background_variance: ArrayLike | None = None,
     measured: ArrayLike | None = None,
+    correction: ArrayLike | None = None,
     fit_steps: int = 0,
     fit_seconds: float | None = None,
     start: Denoiser | None = None,
@@ -56,9 +79,9 @@ def denoise(
     Parameters
     ----------
     counts : array, shape (channel, element, row, col)
-        Raw counts, 0 or more. NaN marks what was not measured. Counts corrected for dead time or
-        normalised by I0 are no longer Poisson: give raw counts and put the correction into
-        `exposure`.
+        Raw counts, 0 or more. NaN marks what was not measured. Counts corrected for dead time are
+        no longer Poisson: give what they were multiplied by as `correction`, or raw counts with
+        live time in `exposure`. Counts divided by I0: give raw counts and I0 in `exposure`.
     exposure : array of float, shape (channel, row, col) or what broadcasts to it, optional
         Live time × I0 over their reference. Enters the likelihood: a row with half the beam is
         a row with half the counts of the same sample. 0 or NaN marks what was not measured.
@@ -68,6 +91,10 @@ def denoise(
         Its variance; without it, taken from the scatter of `background` between pixels.
     measured : array of bool, shape (row, col), optional
         False where the scan has not been. Nothing there is used, and nothing is claimed there.
+    correction : array of float, shape (channel, row, col) or that of `counts`, optional
+        What `counts` had been multiplied by, for dead time say. It is divided out again, and a
+        pixel corrected by 1.5 counts as one seen for two thirds of the time. Without it, one
+        factor common to all is read off the data; factors that vary can only be noticed.
     fit_steps : int
         Steps of fine-tuning at most; 0 is zero-shot with the shipped weights.
     fit_seconds : float, optional
@@ -104,7 +131,7 @@ def denoise(
         For shapes that do not fit, negative or infinite counts, or a recipe that cannot be run.
     """
     began = time.monotonic()
-    data = _checked(counts, exposure, measured)
+    data = checked_input(counts, exposure, measured, correction)
     if fit_steps < 0:
         raise ValueError(f"fit_steps: expected 0 or more, got {fit_steps}")
     behind = _background(background, background_variance, data)
@@ -116,10 +143,12 @@ def denoise(
     if recipe != "best":
         raise ValueError(f'recipe: expected "best" or "paper", got {recipe!r}')
     denoiser = denoiser or load_denoiser(device)
-    place = _place(summed.exposure)
+    place = bounding_place(summed.exposure)
     if place is None:
         return _nothing_measured(summed, denoiser, began)
-    field, seen = _field(summed, place)
+    field, seen = filled_field(summed, place)
+    wide, why_wide = read_off_scatter(summed, data.whole)
+    field = Field((field.counts / np.float32(wide)), field.exposure)
 
     light = field.exposure
     trial = choose_weights(denoiser, field.counts, light, np.random.default_rng([seed, 1]))
@@ -137,20 +166,37 @@ def denoise(
         )
     best = tuned.denoiser if tuned else denoiser
     prediction = denoise_counts(best, field.counts, light, trial.weights, _TTA)
-    mean, flux = _keep_flux(field.counts, prediction.rate * light, seen)
+    mean, flux = keep_flux(field.counts, prediction.rate * light, seen)
+    restored = restore(field.counts, mean, seen)
+    mean, again = keep_flux(field.counts, restored.mean, seen)
 
     table = CountTable.from_card(denoiser.weights.card)
-    bins = table.bins(prediction.counts, prediction.spread)
-    sigma = prediction.sigma * flux[:, None, None] * table.scale[bins]
+    bins = table.bins(prediction.counts, prediction.spread, brightness(prediction.counts))
+    tried = seen[:, *trial.window]
+    factors = run_factors(
+        trial.counts, trial.mean, heldout_sigma(trial, table), tried, float(table.between)
+    )
+    sigma = prediction.sigma * (flux * again * factors)[:, None, None] * table.scale[bins]
+    sigma = np.hypot(sigma, restored.added_sigma / light)
     values = mean / light
     floor: float | None = 0.0
     if behind is not None:
         under, under_sigma = _smooth_background(best, behind, summed.used, place, field, seen)
-        values, sigma, floor = values - under, np.hypot(sigma, under_sigma), None
+        values, sigma, floor = values - under / wide, np.hypot(sigma, under_sigma / wide), None
+    unit = wide * data.unit
 
     figures = _figures(field, trial, flux, mean, seen)
+    familiar = Familiar.from_card(denoiser.weights.card)
+    for k, seen_ in enumerate(figures):
+        seen_["spots_put_back"] = float(restored.number[k])
+        seen_["error_over_expected"] = float(factors[k])
+        if familiar is not None:
+            odd = features(field.counts[k], mean[k], prediction.spread[k], seen[k])
+            seen_["out_of_distribution"] = float(familiar.score(odd[None])[0])
     labels = [f"element {k + 1}" for k in range(len(values))]
-    verdict = judge(labels, figures, summed.notes + _input_notes(data))
+    notes = (*summed.notes, *data.notes, *_input_notes(data, why_wide))
+    verdict = judge(labels, figures, notes)
+    doubt = doubt_map(field.counts, mean, light, seen, labels, _wholly(figures))
     report: dict[str, Any] = {
         "method": "n2n",
         "recipe": "best",
@@ -160,10 +206,14 @@ def denoise(
         "fit_steps": tuned.steps if tuned else 0,
         "seed": seed,
         "device": str(best.device),
+        "doubt": doubt.report,
         "channels_used": [int(k) + 1 for k in np.flatnonzero(summed.used)],
         "figures": {
             "channels": int(summed.used.sum()),
             "gains": np.round(summed.gains, 4).tolist(),
+            "gain_over_the_map": np.round(summed.unevenness, 3).tolist(),
+            "variance_over_mean": round(wide, 4),
+            "counting_unit": data.unit,
             "elements": [{k: round(v, 5) for k, v in seen_.items()} for seen_ in figures],
         },
         "verdict": verdict.level,
@@ -180,66 +230,40 @@ def denoise(
     shape = summed.counts.shape
     known = summed.exposure > 0
     return Estimate(
-        _unfold(values, place, shape, known),
-        _unfold(sigma, place, shape, known),
+        unfold(values * unit, place, shape, known),
+        unfold(sigma * unit, place, shape, known),
         report,
-        table.calibration(_unfold_bins(bins, place, shape), floor),
+        table.calibration(unfold_onto(np.zeros(shape, np.uint8), bins, place), floor),
+        unfold_onto(np.zeros(shape, np.bool_), doubt.doubtful, place) & known,
     )
 
 
-@dataclass(frozen=True)
-class _Data:
-    counts: NDArray[np.float32]  # (channel, element, row, col), 0 where not measured
-    exposure: NDArray[np.float32]  # same shape, 0 where not measured
-    whole: bool  # all counts are integers
-
-
-def _checked(counts: ArrayLike, exposure: ArrayLike | None, measured: ArrayLike | None) -> _Data:
-    y = np.array(counts, dtype=np.float32)
-    if y.ndim != 4 or y.size == 0:
-        raise ValueError(
-            f"counts: expected shape (channel, element, row, col), none of them 0, got {y.shape}"
-        )
-    if np.isinf(y).any():
-        raise ValueError("counts: infinite values; mark what was not measured with NaN")
-    if np.nanmin(y, initial=0.0) < 0:
-        raise ValueError(
-            f"counts: negative values down to {np.nanmin(y):g}; give raw counts, with any "
-            "background apart"
-        )
-    channels, elements, rows, cols = y.shape
-    light = np.ones((channels, rows, cols), dtype=np.float32)
-    if exposure is not None:
-        given = np.asarray(exposure, dtype=np.float32)
-        try:
-            light = np.array(np.broadcast_to(given, light.shape))
-        except ValueError:
-            raise ValueError(
-                f"exposure: expected shape (channel, row, col) = {light.shape}, got {given.shape}"
-            ) from None
-        light[~np.isfinite(light)] = 0.0
-        if light.min() < 0:
-            raise ValueError(f"exposure: negative values down to {light.min():g}")
-    if measured is not None:
-        mask = np.asarray(measured, dtype=bool)
-        if mask.shape != (rows, cols):
-            raise ValueError(f"measured: expected shape {(rows, cols)}, got {mask.shape}")
-        light = light * mask
-    missing = np.isnan(y)
-    full = np.broadcast_to(light[:, None], y.shape)
-    if missing.any():
-        full = np.where(missing, np.float32(0), full)
-    y[full <= 0] = 0.0
-    return _Data(y, full, bool(np.array_equal(y, np.rint(y))))
-
-
-def _input_notes(data: _Data) -> tuple[str, ...]:
+def _input_notes(data: MapInput, why_wide: str | None) -> tuple[str, ...]:
+    if why_wide is not None:
+        return (why_wide,)
     if data.whole:
         return ()
     return (
         "counts are not whole numbers: they were corrected or scaled before, and their noise is "
-        "not exactly Poisson",
+        "not exactly Poisson; give the factors as `correction`",
     )
+
+
+def _wholly(figures: list[dict[str, float]]) -> list[str | None]:
+    """Why an element is in doubt everywhere, if it is."""
+    out: list[str | None] = []
+    for seen in figures:
+        reason = None
+        if seen.get("out_of_distribution", 0.0) > UNLIKE:
+            reason = "unlike all that the uncertainty was calibrated on"
+        if seen["residual_correlation"] > 0.25 and seen["residual_z"] > 8:
+            reason = (
+                "neighbouring residuals correlate: the noise is not white, or structure is lost"
+            )
+        if seen["counts"] < 30:
+            reason = "next to no counts"
+        out.append(reason)
+    return out
 
 
 def _account(
@@ -260,65 +284,13 @@ def _account(
     return account
 
 
-Place = tuple[slice, slice]
-
-
-def _place(exposure: NDArray[np.float32]) -> Place | None:
-    """The smallest rectangle that holds all that was measured."""
-    known = (exposure > 0).any(axis=0)
-    rows, cols = np.unique(np.nonzero(known)[0]), np.unique(np.nonzero(known)[1])
-    if rows.size == 0:
-        return None
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
-
-
-@dataclass(frozen=True)
-class _Field:
-    counts: NDArray[np.float32]  # (element, row, col), holes filled from the nearest pixel
-    exposure: NDArray[np.float32]
-
-
-def _field(summed: ChannelSum, place: Place) -> tuple[_Field, NDArray[np.bool_]]:
-    """Cut to the measured rectangle; the network needs something in holes, so take the nearest."""
-    counts = summed.counts[:, place[0], place[1]].copy()
-    exposure = summed.exposure[:, place[0], place[1]].copy()
-    seen = exposure > 0
-    for element in range(len(counts)):
-        hole = ~seen[element]
-        if hole.all():
-            exposure[element] = 1.0
-        elif hole.any():
-            nearest = distance_transform_edt(hole, return_distances=False, return_indices=True)
-            at = tuple(np.asarray(nearest))
-            counts[element], exposure[element] = counts[element][at], exposure[element][at]
-    return _Field(counts, exposure), seen
-
-
-def _keep_flux(
-    counts: NDArray[np.float32], mean: NDArray[np.float64], seen: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scale each element so that its total is the one measured: the best estimate of a total."""
-    observed = np.where(seen, counts, 0).sum(axis=(1, 2), dtype=np.float64)
-    predicted = np.where(seen, mean, 0).sum(axis=(1, 2), dtype=np.float64)
-    factor = np.where(predicted > 0, observed / np.maximum(predicted, 1e-12), 1.0)
-    return mean * factor[:, None, None], factor
-
-
 def _background(
-    background: ArrayLike | None, variance: ArrayLike | None, data: _Data
+    background: ArrayLike | None, variance: ArrayLike | None, data: MapInput
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None] | None:
-    if background is None:
+    values = checked_like("background", background, data)
+    if values is None:
         return None
-    arrays = []
-    for name, given in (("background", background), ("background_variance", variance)):
-        if given is None:
-            arrays.append(None)
-            continue
-        array = np.asarray(given, dtype=np.float32)
-        if array.shape != data.counts.shape:
-            raise ValueError(f"{name}: expected shape {data.counts.shape}, got {array.shape}")
-        arrays.append(np.where((data.exposure > 0) & np.isfinite(array), array, np.float32(0)))
-    return arrays[0], arrays[1]
+    return values, checked_like("background_variance", variance, data)
 
 
 def _smooth_background(
@@ -326,7 +298,7 @@ def _smooth_background(
     behind: tuple[NDArray[np.float32], NDArray[np.float32] | None],
     used: NDArray[np.bool_],
     place: Place,
-    field: _Field,
+    field: Field,
     seen: NDArray[np.bool_],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Background rate of each element, denoised, and the standard deviation of its error."""
@@ -356,7 +328,7 @@ def _local_mean(images: NDArray[np.floating], width: int = 7) -> NDArray[np.floa
 
 
 def _figures(
-    field: _Field,
+    field: Field,
     trial: HeldOut,
     flux: NDArray[np.float64],
     mean: NDArray[np.float64],
@@ -364,7 +336,7 @@ def _figures(
 ) -> list[dict[str, float]]:
     """What the verdict rests on, element by element."""
     tried = seen[:, *trial.window]
-    foretold, _ = _keep_flux(trial.counts, trial.mean, tried)
+    foretold, _ = keep_flux(trial.counts, trial.mean, tried)
     out = []
     for element in range(len(mean)):
         inside = seen[element]
@@ -380,23 +352,6 @@ def _figures(
     return out
 
 
-def _unfold(
-    values: NDArray[np.floating], place: Place, shape: tuple[int, ...], known: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    out = np.full(shape, np.nan, dtype=np.float32)
-    out[:, place[0], place[1]] = values
-    out[~known] = np.nan
-    return out
-
-
-def _unfold_bins(
-    bins: NDArray[np.uint8], place: Place, shape: tuple[int, ...]
-) -> NDArray[np.uint8]:
-    out = np.zeros(shape, dtype=np.uint8)
-    out[:, place[0], place[1]] = bins
-    return out
-
-
 def _nothing_measured(summed: ChannelSum, denoiser: Denoiser, began: float) -> Estimate:
     table = CountTable.from_card(denoiser.weights.card)
     verdict = Verdict("block", ("nothing was measured",))
@@ -409,7 +364,9 @@ def _nothing_measured(summed: ChannelSum, denoiser: Denoiser, began: float) -> E
         "verdict": verdict.level,
         "reasons": list(verdict.reasons),
         "figures": {},
+        "doubt": {"share": 0.0, "reasons": []},
         "wall_time_s": round(time.monotonic() - began, 3),
     }
     bins = np.zeros(empty.shape, dtype=np.uint8)
-    return Estimate(empty, empty.copy(), report, table.calibration(bins, 0.0))
+    nowhere = np.zeros(empty.shape, dtype=bool)
+    return Estimate(empty, empty.copy(), report, table.calibration(bins, 0.0), nowhere)

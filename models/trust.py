@@ -1,7 +1,7 @@
 """How far to believe an estimate: calibrated sigma and intervals, and a verdict with reasons."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -12,50 +12,69 @@ from inscan.models.noise import anscombe, anscombe_mean, anscombe_variance, pois
 
 __all__ = [
     "LEVELS",
+    "UNLIKE",
     "CountTable",
     "Verdict",
+    "brightness",
     "calibrate_counts",
     "heldout_figures",
     "judge",
     "residual_figures",
+    "run_factors",
 ]
 
 LEVELS = (0.5, 0.6827, 0.8, 0.9, 0.95, 0.99)
+UNLIKE = 1.8
+"""Score of `inscan.models.novelty` above which a map is unlike all that was calibrated on."""
 _COUNT_EDGES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0, 120.0)
+_BRIGHT_EDGES = (0.3, 0.65)  # predicted counts over the 99th percentile of their map
 _SPREAD_BINS = 4
-_ENOUGH = 3000  # samples a bin needs for its outer quantiles
+_ENOUGH = 1500  # samples a bin needs for its outer quantiles
 _LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
+_FACTORS = (0.4, 4.0)  # range of the variance factor that a run's own counts may ask for
 
 
 @dataclass(frozen=True)
 class CountTable:
-    """Calibration of the network's spread, by predicted counts and by the spread itself.
+    """Calibration of the network's spread.
+
+    Bins go by predicted counts, by how bright that is within its map (the brightest places of a map
+    are lowered most), and by the spread itself.
 
     Attributes
     ----------
     count_edges : ndarray of float, shape (a,)
         Predicted counts of a pixel that part the bins.
-    spread_edges : ndarray of float, shape (b,)
+    bright_edges : ndarray of float, shape (b,)
+        Predicted counts over the 99th percentile of the map; see `brightness`.
+    spread_edges : ndarray of float, shape (c,)
         Predicted spread on the stabilised scale (1 is the noise of a raw pixel).
     levels : ndarray of float, shape (level,)
     scale : ndarray of float, shape (bin,)
         Root mean square of error over predicted sigma.
     below, above : ndarray of float, shape (level, bin)
-        Ends of the intervals in calibrated sigmas; bin = count bin × (b + 1) + spread bin.
+        Ends of the intervals in calibrated sigmas; bin = (count bin × (b + 1) + bright bin) ×
+        (c + 1) + spread bin.
+    between : ndarray of float, shape ()
+        Standard deviation between maps of their mean squared error over that expected.
     """
 
     count_edges: NDArray[np.float64]
+    bright_edges: NDArray[np.float64]
     spread_edges: NDArray[np.float64]
     levels: NDArray[np.float64]
     scale: NDArray[np.float64]
     below: NDArray[np.float64]
     above: NDArray[np.float64]
+    between: NDArray[np.float64]
 
-    def bins(self, counts: ArrayLike, spread: ArrayLike) -> NDArray[np.uint8]:
-        """Bin of each pixel from its predicted counts and spread; any shape."""
+    def bins(self, counts: ArrayLike, spread: ArrayLike, bright: ArrayLike) -> NDArray[np.uint8]:
+        """Bin of each pixel from its predicted counts, spread and `brightness`; any shape."""
         by_count = np.searchsorted(self.count_edges, np.asarray(counts))
+        by_bright = np.searchsorted(self.bright_edges, np.asarray(bright))
         by_spread = np.searchsorted(self.spread_edges, np.asarray(spread))
-        return (by_count * (len(self.spread_edges) + 1) + by_spread).astype(np.uint8)
+        row = by_count * (len(self.bright_edges) + 1) + by_bright
+        return (row * (len(self.spread_edges) + 1) + by_spread).astype(np.uint8)
 
     def calibration(self, bins: NDArray[np.uint8], floor: float | None) -> Calibration:
         """What an `Estimate` needs to give intervals."""
@@ -72,16 +91,36 @@ class CountTable:
         Raises
         ------
         ValueError
-            If the card holds no calibration.
+            If the card holds no calibration, or one of another kind.
         """
         stored = card.get("calibration")
         if not stored:
             raise ValueError(f"weights {card.get('name')!r} were never calibrated: no sigma")
-        return cls(**{key: np.asarray(value, dtype=np.float64) for key, value in stored.items()})
+        names = [entry.name for entry in fields(cls)]
+        missing = [name for name in names if name not in stored]
+        if missing:
+            raise ValueError(
+                f"the calibration of weights {card.get('name')!r} lacks {', '.join(missing)}: "
+                "calibrate them again"
+            )
+        return cls(**{name: np.asarray(stored[name], dtype=np.float64) for name in names})
+
+
+def brightness(counts: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Predicted counts over the 99th percentile of their map; shape (element, row, col)."""
+    top = np.quantile(counts, 0.99, axis=(1, 2), keepdims=True)
+    return np.asarray(counts / np.maximum(top, 1e-9), dtype=np.float64)
 
 
 def calibrate_counts(
-    truth: ArrayLike, counts: ArrayLike, sigma: ArrayLike, spread: ArrayLike
+    truth: ArrayLike,
+    counts: ArrayLike,
+    sigma: ArrayLike,
+    spread: ArrayLike,
+    bright: ArrayLike,
+    *,
+    scale: NDArray[np.floating] | None = None,
+    between: float = 0.0,
 ) -> CountTable:
     """Learn the table from predictions on samples with known truth.
 
@@ -90,9 +129,16 @@ def calibrate_counts(
     truth, counts : array of float, shape (n,)
         Mean counts of each pixel, true and predicted.
     sigma : array of float, shape (n,)
-        Predicted standard deviation of `counts`, uncalibrated.
+        Predicted standard deviation of `counts`. Uncalibrated, or where `scale` is given already
+        multiplied by it and by what `run_factors` says of the run.
     spread : array of float, shape (n,)
-        The same on the stabilised scale.
+        The same on the stabilised scale, uncalibrated.
+    bright : array of float, shape (n,)
+        See `brightness`.
+    scale : ndarray of float, shape (bin,), optional
+        Scale of an earlier table of the same predictions, to be kept.
+    between : float
+        See `CountTable`.
 
     Returns
     -------
@@ -100,30 +146,90 @@ def calibrate_counts(
     """
     error = np.asarray(truth, dtype=np.float64) - np.asarray(counts, dtype=np.float64)
     z = error / np.maximum(np.asarray(sigma, dtype=np.float64), 1e-9)
-    edges = np.asarray(_COUNT_EDGES)
+    edges, bright_edges = np.asarray(_COUNT_EDGES), np.asarray(_BRIGHT_EDGES)
     spread = np.asarray(spread, dtype=np.float64)
     spread_edges = np.quantile(spread, np.arange(1, _SPREAD_BINS) / _SPREAD_BINS)
     levels = np.asarray(LEVELS)
-    number = (len(edges) + 1) * _SPREAD_BINS
-    table = CountTable(edges, spread_edges, levels, *(np.zeros((0,)),) * 3)
-    bins = table.bins(counts, spread)
-    scale = np.ones(number)
+    per_count = (len(bright_edges) + 1) * _SPREAD_BINS
+    number = (len(edges) + 1) * per_count
+    empty = np.zeros(0)
+    table = CountTable(
+        edges, bright_edges, spread_edges, levels, empty, empty, empty, np.asarray(between)
+    )
+    bins = table.bins(counts, spread, bright)
+    found = np.ones(number)
     below, above = np.zeros((len(levels), number)), np.zeros((len(levels), number))
     for index in range(number):
         inside = z[bins == index]
         if inside.size < _ENOUGH:
             inside = z[bins // _SPREAD_BINS == index // _SPREAD_BINS]
         if inside.size < _ENOUGH:
+            inside = z[bins // per_count == index // per_count]
+        if inside.size < _ENOUGH:
             inside = z
         # One wild pixel must not set the sigma of a bin.
         inside = np.clip(inside, -12.0, 12.0)
-        scale[index] = max(float(np.sqrt(np.mean(inside**2))), 0.05)
-        tails = np.quantile(
-            inside / scale[index], np.concatenate([0.5 - levels / 2, 0.5 + levels / 2])
-        )
+        found[index] = max(float(np.sqrt(np.mean(inside**2))), 0.05)
+        unit = found[index] if scale is None else 1.0
+        tails = np.quantile(inside / unit, np.concatenate([0.5 - levels / 2, 0.5 + levels / 2]))
         below[:, index] = -tails[: len(levels)]
         above[:, index] = tails[len(levels) :]
-    return CountTable(edges, spread_edges, levels, scale, below, above)
+    kept = found if scale is None else np.asarray(scale, dtype=np.float64)
+    return CountTable(
+        edges, bright_edges, spread_edges, levels, kept, below, above, np.asarray(between)
+    )
+
+
+def run_factors(
+    held: NDArray[np.floating],
+    mean: NDArray[np.floating],
+    sigma: NDArray[np.floating],
+    measured: NDArray[np.bool_],
+    between: float,
+) -> NDArray[np.float64]:
+    """By how much this run's errors differ from those expected, from counts held out.
+
+    (held − mean)² − mean is an unbiased estimate of the squared error of `mean` whatever the error
+    (counts held out by thinning are independent of the rest). It is noisy: all elements together
+    are drawn towards 1, and each towards all, as far as the noise is larger than what maps
+    differ by (James-Stein).
+
+    Parameters
+    ----------
+    held, mean : ndarray of float, shape (element, row, col)
+        Counts held out, and their predicted mean.
+    sigma : ndarray of float, same shape
+        Calibrated standard deviation of the error of `mean`.
+    measured : ndarray of bool, same shape
+    between : float
+        `CountTable.between`.
+
+    Returns
+    -------
+    ndarray of float64, shape (element,)
+        Factors for sigma.
+    """
+    mean = np.where(measured, mean, 0.0)
+    excess = np.where(measured, (held - mean) ** 2 - mean, 0.0).sum(axis=(1, 2))
+    expected = np.where(measured, sigma**2, 0.0).sum(axis=(1, 2))
+    noise = (2 * mean**2 + mean).sum(axis=(1, 2))
+    usable = expected > 0
+    if not usable.any() or between <= 0:
+        return np.ones(len(held))
+    # Each element has a say as its counts allow.
+    share = np.where(usable, expected / np.maximum(noise, 1e-12), 0.0)
+    weight = float((share * expected).sum())
+    common = _drawn(float((share * excess).sum()) / max(weight, 1e-12), 1.0, weight, between)
+    out = np.ones(len(held))
+    for k in np.flatnonzero(usable):
+        own = float(expected[k] ** 2 / max(noise[k], 1e-12))
+        out[k] = _drawn(float(excess[k] / expected[k]), common, own, between)
+    return np.sqrt(np.clip(out, *_FACTORS))
+
+
+def _drawn(value: float, towards: float, precision: float, between: float) -> float:
+    trust = between**2 / (between**2 + 1 / max(precision, 1e-12))
+    return towards + trust * (value - towards)
 
 
 @dataclass(frozen=True)
@@ -258,6 +364,16 @@ def judge(
             warn.append(
                 f"{label}: the data scatter less than Poisson counts would ({spread:.2f}): they "
                 "were smoothed, averaged or scaled before"
+            )
+        if seen.get("out_of_distribution", 0.0) > UNLIKE:
+            warn.append(
+                f"{label}: unlike all that the uncertainty was calibrated on (distance "
+                f"{seen['out_of_distribution']:.1f} where 1 is rare)"
+            )
+        if seen.get("error_over_expected", 1.0) > 1.6:
+            warn.append(
+                f"{label}: held-out counts show errors {seen['error_over_expected']:.1f} times those "
+                "usual at such counts; sigma is widened"
             )
         factor = seen.get("flux_factor", 1.0)
         if abs(factor - 1) > max(0.02, 4 / np.sqrt(max(total, 1.0))):

@@ -264,10 +264,41 @@ def test_paper_recipe_says_what_it_needs():
         n2n.denoise(counts[..., :20], recipe="paper", fit_steps=1)
 
 
-def test_corrected_counts_are_noticed():
-    counts = measure(truth()) * 1.0371
-    reasons = n2n.denoise(counts).report["reasons"]
-    assert any("whole numbers" in reason for reason in reasons)
+def test_scaled_counts_are_counts_of_another_unit(plain):
+    _, counts, straight = plain
+    scaled = n2n.denoise(counts * 1.0371)
+    assert any("whole multiples of 1.037" in reason for reason in scaled.report["reasons"])
+    np.testing.assert_allclose(scaled.values, 1.0371 * straight.values, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(scaled.sigma, 1.0371 * straight.sigma, rtol=1e-3, atol=1e-3)
+
+
+def test_dead_time_correction_is_undone():
+    mean = truth(2, 40.0)
+    lost = 1 / (1 + 0.6 * mean.sum(axis=0) / mean.sum(axis=0).max())  # of each pixel's time
+    counts = measure(mean, exposure=lost)
+    correction = np.repeat((1 / lost)[None], 4, axis=0)
+    estimate = n2n.denoise(counts * correction[:, None], correction=correction)
+    plain = n2n.denoise(counts, exposure=lost)
+    np.testing.assert_allclose(estimate.values, plain.values, rtol=1e-3, atol=1e-3)
+    bright = mean > 0.6 * mean.max(axis=(1, 2), keepdims=True)
+    assert estimate.values[bright].sum() == pytest.approx(mean[bright].sum(), rel=0.03)
+    assert any(
+        "whole numbers" in r for r in n2n.denoise(counts * correction[:, None]).report["reasons"]
+    )
+
+
+@pytest.mark.parametrize("factor", [0.3, 2.5])
+def test_noise_that_is_not_poisson_is_measured_between_channels(factor):
+    """Gaussian noise of a variance that is a multiple of the mean, as corrections leave it."""
+    mean = truth(2, 200.0)
+    rng = np.random.default_rng(0)
+    share = np.repeat(mean[None] / 4, 4, axis=0)
+    counts = np.maximum(share + np.sqrt(factor * share) * rng.standard_normal(share.shape), 0)
+    estimate = n2n.denoise(counts)
+    assert estimate.report["figures"]["variance_over_mean"] == pytest.approx(factor, rel=0.1)
+    assert estimate.report["verdict"] == "warn"
+    z = (estimate.values - mean) / estimate.sigma
+    assert 0.6 < np.sqrt(np.mean(z**2)) < 1.6
 
 
 @pytest.mark.parametrize(
@@ -281,6 +312,8 @@ def test_corrected_counts_are_noticed():
         (np.ones((2, 1, 4, 4)), {"exposure": -np.ones((2, 4, 4))}, "exposure"),
         (np.ones((2, 1, 4, 4)), {"measured": np.ones((5, 4))}, "measured"),
         (np.ones((2, 1, 4, 4)), {"background": np.ones((1, 4, 4))}, "background"),
+        (np.ones((2, 1, 4, 4)), {"correction": np.ones((3, 4, 4))}, "correction"),
+        (np.ones((2, 1, 4, 4)), {"correction": -np.ones((2, 4, 4))}, "above 0"),
         (np.ones((2, 1, 4, 4)), {"fit_steps": -1}, "fit_steps"),
         (np.ones((2, 1, 4, 4)), {"recipe": "worst"}, "recipe"),
     ],

@@ -7,10 +7,12 @@ from scipy.ndimage import gaussian_filter
 from inscan.models.estimate import Calibration, Estimate, gaussian_calibration
 from inscan.models.trust import (
     CountTable,
+    brightness,
     calibrate_counts,
     heldout_figures,
     judge,
     residual_figures,
+    run_factors,
 )
 
 EVERYWHERE = np.ones((80, 90), dtype=bool)
@@ -24,7 +26,7 @@ def predictions(seed, number=150_000):
     sigma = spread * np.sqrt(counts + 0.4)
     wrong = np.where(counts < 4, 2.0, 0.7)
     truth = counts + sigma * wrong * (rng.gamma(4.0, 0.5, number) - 2.0)
-    return truth, counts, sigma, spread
+    return truth, counts, sigma, spread, rng.uniform(0, 1.1, number)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,8 @@ def table():
     return calibrate_counts(*predictions(0))
 
 
-def estimate_of(table, truth, counts, sigma, spread):
-    bins = table.bins(counts, spread)
+def estimate_of(table, truth, counts, sigma, spread, bright):
+    bins = table.bins(counts, spread, bright)
     scaled = (sigma * table.scale[bins]).astype(np.float32)
     calibration = table.calibration(bins, None)
     return Estimate(counts.astype(np.float32), scaled, {}, calibration), truth
@@ -60,8 +62,53 @@ def test_sigma_is_the_size_of_the_error(table):
 
 def test_table_survives_the_card(table):
     again = CountTable.from_card({"name": "x", "calibration": table.to_card()})
-    for name in ("count_edges", "spread_edges", "scale", "below", "above"):
+    for name in ("count_edges", "bright_edges", "spread_edges", "scale", "below", "above"):
         np.testing.assert_allclose(getattr(again, name), getattr(table, name), atol=1e-4)
+
+
+def test_cards_of_another_calibration_are_refused(table):
+    card = table.to_card()
+    del card["bright_edges"]
+    with pytest.raises(ValueError, match="bright_edges"):
+        CountTable.from_card({"name": "x", "calibration": card})
+
+
+def test_second_pass_keeps_the_scale_and_moves_the_ends(table):
+    truth, counts, sigma, spread, bright = predictions(3)
+    scaled = 2.0 * sigma * table.scale[table.bins(counts, spread, bright)]
+    again = calibrate_counts(truth, counts, scaled, spread, bright, scale=table.scale, between=0.5)
+    np.testing.assert_array_equal(again.scale, table.scale)
+    assert float(again.between) == 0.5
+    np.testing.assert_allclose(np.median(again.above[3] / table.above[3]), 0.5, rtol=0.05)
+
+
+def test_the_brightest_places_have_bins_of_their_own(table):
+    counts = np.array([[[1.0, 2.0], [4.0, 10.0]]])
+    bright = brightness(counts)
+    assert bright.shape == counts.shape and 0 < bright.min() < 0.2 < 0.9 < bright.max()
+    bins = table.bins(np.full(3, 5.0), np.full(3, 0.2), np.array([0.1, 0.5, 0.9]))
+    assert len(np.unique(bins)) == 3
+
+
+def held_out(factor, elements=4, level=2.0, seed=0):
+    """Predictions whose errors are `factor` times what sigma says, and counts they never saw."""
+    rng = np.random.default_rng(seed)
+    mean = np.full((elements, 100, 100), level)
+    sigma = 0.3 * np.sqrt(mean)
+    truth = np.maximum(mean + factor * sigma * rng.standard_normal(mean.shape), 0)
+    return rng.poisson(truth), mean, sigma, np.ones(mean.shape, dtype=bool)
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.6])
+def test_a_runs_own_counts_rescale_sigma(factor):
+    found = run_factors(*held_out(factor), 0.6)
+    np.testing.assert_allclose(found, factor, rtol=0.2)
+
+
+def test_few_counts_say_nothing_about_sigma():
+    np.testing.assert_allclose(run_factors(*held_out(1.0, 1, 0.1), 0.1), 1.0, atol=0.06)
+    held, mean, sigma, seen = held_out(1.6)
+    np.testing.assert_array_equal(run_factors(held, mean, sigma, seen & False, 0.5), 1.0)
 
 
 def test_gaussian_intervals_and_floor():
