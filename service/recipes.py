@@ -56,8 +56,16 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
         When the recipe does not fit the arrays; the message names both.
     """
     recipes = {"n2n": _n2n, "superres": _superres, "subspace": _subspace, "spectral": _spectral}
-    progress(0.0)
-    return recipes[job.recipe](job, arrays, progress)
+    furthest = 0.0
+
+    def onward(fraction: float) -> None:
+        """Signs of life come from several places; what is shown never goes back."""
+        nonlocal furthest
+        furthest = max(furthest, fraction)
+        progress(furthest)
+
+    onward(0.0)
+    return recipes[job.recipe](job, arrays, onward)
 
 
 def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:

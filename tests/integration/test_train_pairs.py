@@ -23,6 +23,8 @@ from inscan.service.measured_pairs import RawRuns, read_map
 from inscan.service.raw_writer import RawRunWriter
 from inscan.service.tiled_server import EmbeddedTiled
 
+# The first test to run waits for the scans.
+pytestmark = pytest.mark.timeout(300)
 STEP = 0.5
 SCAN = {"type": "XRF_FLY", "energy": 12.0, "dwell": 0.2}
 
