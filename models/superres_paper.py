@@ -173,8 +173,20 @@ def train_paper(
     return net.eval()
 
 
-def save_paper(net: PaperNetwork, folder: Path, training: dict[str, Any]) -> Weights:
-    """Write ``superres_paper_x{factor}`` and its card."""
+def save_paper(
+    net: PaperNetwork, folder: Path, training: dict[str, Any], trust: dict[str, Any]
+) -> Weights:
+    """Write ``superres_paper_x{factor}`` and its card.
+
+    Parameters
+    ----------
+    net : PaperNetwork
+    folder : Path
+    training : dict
+        How it was trained, for the card.
+    trust : dict
+        From `train_superres.calibrate`, with `paper_spread` as the predicted scale.
+    """
     card = {
         "licence": "BSD-3-Clause",
         "training": training,
@@ -185,6 +197,7 @@ def save_paper(net: PaperNetwork, folder: Path, training: dict[str, Any]) -> Wei
             "width": net.head.out_channels,
             "blocks": len(net.body),
         },
+        **trust,
     }
     return save_weights(folder, f"superres_paper_x{net.factor}", net.state_dict(), card)
 

@@ -115,10 +115,18 @@ class SpreadTable:
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> "SpreadTable":
-        """Read from a model card."""
+        """Read from a model card; everything wider by its ``widened``, if it has one.
+
+        Networks are surer than they should be on what is unlike their training; by how much was
+        measured on maps of a kind that is neither trained on nor evaluated with.
+        """
         stored = card["calibration"]
-        names = ("levels", "rms", "below", "above")
-        return cls(*(np.asarray(stored[name], dtype=np.float64) for name in names))
+        wider = float(stored.get("widened", {}).get("by", 1.0))
+        levels, rms, below, above = (
+            np.asarray(stored[name], dtype=np.float64)
+            for name in ("levels", "rms", "below", "above")
+        )
+        return cls(levels, wider * rms, wider * below, wider * above)
 
     def calibration(self, bins: NDArray[np.uint8]) -> Calibration:
         """What an `Estimate` needs: ends in units of sigma."""
