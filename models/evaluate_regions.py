@@ -13,14 +13,24 @@ from inscan.models.regions import find_regions, significance_map
 from inscan.models.scores import ScoreRow, score_table, summarise
 from inscan.profiles.samples import cells
 
-__all__ = ["evaluate_regions"]
+__all__ = ["evaluate_all", "evaluate_regions"]
 
 _BIN = 10
 _TILE = 5  # coarse pixels
 
 
+def evaluate_all(
+    seeds: Sequence[int], progress: Callable[[str], None] | None = None
+) -> list[ScoreRow]:
+    """Every case."""
+    return evaluate_regions(seeds, progress=progress)
+
+
 def evaluate_regions(
-    seeds: Sequence[int] = range(6), peaks: Sequence[float] = (3.0, 10.0, 40.0)
+    seeds: Sequence[int] = range(6),
+    peaks: Sequence[float] = (3.0, 10.0, 40.0),
+    *,
+    progress: Callable[[str], None] | None = None,
 ) -> list[ScoreRow]:
     """Trace-element inclusions in cells, with decoys in the bright elements.
 
@@ -29,6 +39,7 @@ def evaluate_regions(
     seeds : sequence of int
     peaks : sequence of float
         Counts of a trace element's brightest coarse pixel.
+    progress : callable (text), optional
 
     Returns
     -------
@@ -73,6 +84,8 @@ def evaluate_regions(
                     "empty boxes": float(empty),
                 }
             )
+            if progress:
+                progress(f"inclusions of {peak:g} counts, seed {seed}")
         case = f"inclusions, peak {peak:g} counts"
         rows += [summarise(case, name, several) for name, several in scores.items()]
         rows.append(summarise(f"{case}, find_regions", "inscan", boxes))
