@@ -22,6 +22,9 @@ __all__ = ["StackArrays", "Stream"]
 
 Stream = Literal["primary", "dark", "flat"]
 
+# Flats that are handed on to show how the beam drifts; of more, so many spread over all.
+_MOST_FLATS = 24
+
 # Changes of dark or flat that are followed as they come; after that only when a result is due.
 _EARLY_REBUILDS = 4
 
@@ -33,7 +36,8 @@ class StackArrays:
     frames of an energy; ``dark`` (row, col); ``flat`` (row, col) when all flats were taken at one
     energy, else ``flat_per_energy`` (energy, row, col), interpolated between the energies that have
     one; ``transmission`` (energy, row, col) = (frame - dark) / (flat - dark); ``variance`` alike;
-    ``measured`` (energy, row, col) bool: not saturated, finite, and lit by the flat.
+    ``measured`` (energy, row, col) bool: not saturated, finite, and lit by the flat. At the end of a
+    run with several flats also ``flats`` (flat, row, col), each less the dark: how the beam drifts.
 
     Variance: with g ADU per photon and read noise r, a mean of n frames of level s above the dark
     has variance (g s + r^2) / n; it is propagated through the division for frame, dark and flat. g is
@@ -168,8 +172,10 @@ class StackArrays:
             self._any[index] = self._measured[index].any()
             self._normalised_with[index] = self._version
 
-    def take(self, energies_ev: np.ndarray, tolerance_ev: float) -> dict[str, np.ndarray]:
-        """Return the arrays of an update."""
+    def take(
+        self, energies_ev: np.ndarray, tolerance_ev: float, *, final: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Return the arrays of an update; ``final``: nothing will be placed any more."""
         self.normalise(energies_ev, tolerance_ev)
         sets = (*self._darks.values(), *self._flats.values())
         self._notes.set(_BAD, len(self._masks) + sum(not s.good.all() for s in sets))
@@ -184,7 +190,19 @@ class StackArrays:
             arrays["flat_per_energy"] = self._flat_per_energy
         elif self._flat is not None:
             arrays["flat"] = self._flat
+        if final and len(self._flats) > 1:
+            arrays["flats"] = self._flats_apart()
         return arrays
+
+    def _flats_apart(self) -> np.ndarray:
+        """Mean frames of the flats in the order of their seq_num, dark subtracted."""
+        chosen = np.linspace(0, len(self._flats) - 1, min(len(self._flats), _MOST_FLATS))
+        seqs = np.array(sorted(self._flats))[chosen.round().astype(int)]
+        apart = self._allocate("flats", (len(seqs), *self.size), np.dtype(np.float32))
+        for k, seq in enumerate(seqs.tolist()):
+            np.subtract(self._flats[seq].mean, self._dark, out=apart[k])
+            apart[k][~self._flats[seq].good] = 0
+        return apart
 
     def _update_beams(self, energies_ev: np.ndarray, tolerance_ev: float) -> None:
         """Combine darks and flats, always in the order of their seq_num."""

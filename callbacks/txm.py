@@ -182,7 +182,7 @@ class EnergyStack:
             )
         energies = self._energies_ev()
         # Flats belong to planned energies: which, must not depend on what has been read back so far.
-        arrays = self._arrays.take(self._energies, self._tolerance)
+        arrays = self._arrays.take(self._energies, self._tolerance, final=final is not None)
         measured = self._arrays.done
         if final is not None and not measured.any():
             return self.rejected(f"the run ended ({status}) without a measured pixel")

@@ -35,7 +35,8 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     arrays : mapping of str to ndarray
         XRF: `counts` (channel, element, row, col), `exposure` (channel, row, col), `measured` (row, col), and
         `background` where it comes from spectra; `cube` (channel, row, col, bin) for spectral.
-        TXM: `transmission` and `variance` (energy, row, col), `measured`.
+        TXM: `transmission` and `variance` (energy, row, col), `measured`; `flats` (flat, row, col) where there are
+        several.
     progress : callable
         Called with the fraction done, 0 to 1; it also tells the broker that the job is alive.
 
@@ -149,6 +150,7 @@ def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
         variance=part_variance,
         measured=part_measured,
         energies=energies[recorded],
+        flats=arrays.get("flats"),
         denoiser=denoiser_of(job, arrays, progress),
         **_arguments(job),
     )

@@ -249,6 +249,21 @@ def test_one_flat_per_energy(tmp_path):
     assert update.meta["warnings"] == []
 
 
+@pytest.mark.parametrize(("n_flat", "kept"), [(1, None), (3, [0, 1, 2]), (4, [0, 2, 3])])
+def test_several_flats_come_apart_at_the_end(tmp_path, monkeypatch, n_flat, kept):
+    monkeypatch.setattr("inscan.callbacks.energy_stack._MOST_FLATS", 3)
+    run = Stack(tmp_path, n_flat=n_flat)
+    updates = run.assemble()
+    assert all("flats" not in update.arrays for update in updates[:-1])
+    flats = final(updates).arrays.get("flats")
+    if kept is None:
+        assert flats is None
+        return
+    dark = run.images["dark"].mean(axis=(0, 1))
+    expected = run.images["flat"].mean(axis=1)[kept] - dark
+    np.testing.assert_allclose(flats, expected, rtol=1e-4)
+
+
 def test_flats_that_alternate_with_frames(tmp_path):
     energies = tuple(8.30 + 0.01 * i for i in range(8))
     run = Stack(tmp_path, energies, flat_energies=energies)
