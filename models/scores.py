@@ -14,6 +14,7 @@ __all__ = [
     "Figure",
     "ScoreRow",
     "figure",
+    "in_words",
     "read_rows",
     "rows_from_json",
     "score_table",
@@ -114,7 +115,7 @@ def score_table(rows: Sequence[ScoreRow], columns: Sequence[str] | None = None) 
     for block in blocks:
         every = dict.fromkeys(name for row in block for name in row.figures)
         shown = [name for name in (columns or every) if name in every]
-        texts = [[_cell(row.figures.get(name)) for name in shown] for row in block]
+        texts = [[in_words(row.figures.get(name)) for name in shown] for row in block]
         sizes = [
             max(map(len, (name, *column))) + 2
             for name, column in zip(shown, zip(*texts, strict=True), strict=True)
@@ -186,12 +187,13 @@ def _line(texts: Sequence[str], sizes: Sequence[int]) -> str:
     return "".join(f"{text:>{size}}" for text, size in zip(texts, sizes, strict=True))
 
 
-def _cell(f: Figure | None) -> str:
+def in_words(f: Figure | None) -> str:
+    """A figure as text, with its interval where it has one; "-" for none."""
     if f is None or not math.isfinite(f.mean):
         return "-"
-    # Rounding noise of a figure that is 0 by construction would read as a figure.
-    mean = f"{0.0 if abs(f.mean) < 1e-6 else f.mean:.3g}"
-    return f"{mean} ±{f.half_width:.1g}" if math.isfinite(f.half_width) else mean
+    # Rounding noise of a figure that is the same by construction would read as a figure.
+    mean, half = (0.0 if abs(x) < 1e-6 else x for x in (f.mean, f.half_width))
+    return f"{mean:.3g} ±{half:.1g}" if math.isfinite(half) else f"{mean:.3g}"
 
 
 def _finite(value: float) -> float | None:

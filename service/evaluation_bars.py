@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inscan.models.scores import Figure, ScoreRow
+from inscan.models.scores import Figure, ScoreRow, in_words
 
 __all__ = ["BARS", "Bar", "bar_table", "bars_for"]
 
@@ -150,10 +150,8 @@ def bar_table(method: str, rows: Sequence[ScoreRow]) -> str:
             levels = (("must", bar.must), ("aim", bar.aim))
             asked = ", ".join(f"{k} {sign} {v:g}" for k, v in levels if math.isfinite(v))
             word = _verdict(bar, found)
-            half = f" ±{found.half_width:.1g}" if math.isfinite(found.half_width) else ""
             lines.append(
-                f"  {word:13} {row.case}, {row.method}: {bar.figure} {found.mean:.3g}{half} "
-                f"({asked})"
+                f"  {word:13} {row.case}, {row.method}: {bar.figure} {in_words(found)} ({asked})"
             )
     return "\n".join(["bars", *lines]) if lines else ""
 
