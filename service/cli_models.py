@@ -77,10 +77,11 @@ def train(
 ) -> None:
     """Train weights: those that are shipped, or a super-resolution network of the beamline's own scans.
 
-    n2n, superres_x2 and superres_x4 make the shipped weights again, from generated samples alone; n2n takes about an
-    hour on two cores. superres goes on from the shipped network with pairs of coarse and fine scans of one place,
-    which every rescan makes: it puts them on top of each other, says which are fit, holds a part out, and writes
-    weights only when they predict that part better. Exit status 1 when no pair is fit, or nothing was gained.
+    n2n, superres_x2 and superres_x4 make the shipped weights again, from generated samples alone; each takes about 45
+    minutes on one core, and superres_x4 goes on from the superres_x2 that is in the same folder. superres goes on from
+    the shipped network with pairs of coarse and fine scans of one place, which every rescan makes: it puts them on top
+    of each other, says which are fit, holds a part out, and writes weights only when they predict that part better.
+    Exit status 1 when no pair is fit, or nothing was gained.
     """
     if method not in TRAINABLE:
         raise ValueError(f"no method {method!r} to train: expected one of {', '.join(TRAINABLE)}")
