@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from inscan.models.stack_resample import scratch
+
 __all__ = ["GramAccumulator", "HalfGrams"]
 
 _BLOCK_BYTES = 16 * 2**20
@@ -53,13 +55,32 @@ class GramAccumulator:
     Parameters
     ----------
     stack : ndarray of float, shape (energy, row, col)
-        May be a mapped file that is still being written; only frames named to `advance` are
-        read, each of them once more for every later block of frames. Values must be finite.
+        The whole stack, of the size it will have; may be a mapped file that is still being
+        written. Only frames named to `advance` are read, each of them once more for every later
+        block of frames. They must be final and finite by then: transmission, not raw frames, so
+        dark and flat have to be known before the first frame is taken in. When flats come last,
+        start with the last flat.
 
     Notes
     -----
-    Keeps the binned halves of the frames: half the stack's size in float32, and a sixteenth of
-    that again for the second level.
+    While a scan runs::
+
+        gram = GramAccumulator(transmission)      # (energy, row, col), mapped, zeros so far
+        gram.advance(20)                          # frames 0 to 19 are there
+        gram.advance(40)                          # 20 to 39 as well; any number at a time
+        ...
+        gram.advance(len(transmission))
+        subspace.denoise(transmission, variance=variance, gram=gram)
+
+    `denoise` must get the same array, or one of the same values. It builds another matrix where
+    this one does not hold what it needs: not all frames taken in, pixels that were not measured, a
+    drift that was divided out, frames that were registered. A frame that changes after it was
+    taken in (a flat that was measured again) needs a new accumulator.
+
+    Keeps binned halves of the frames: two thirds of the stack's size in float32, beyond 2 GiB in a
+    temporary file. A block of frames costs a product of the new with all frames so far: blocks of
+    10 to 20 are a good deal cheaper than single frames, and the last one is what the result waits
+    for.
     """
 
     def __init__(self, stack: NDArray[np.floating]) -> None:
@@ -73,7 +94,7 @@ class GramAccumulator:
         shape = (rows // 2, cols // 2)
         smoothing = 2.0 * float(np.sqrt(_SMOOTHING**2 + (1 - 1 / 4) / 12))
         while min(shape) >= 4 and len(self._levels) < 3:
-            self._levels.append((smoothing, np.zeros((2, energies, *shape), dtype=np.float32)))
+            self._levels.append((smoothing, scratch((2, energies, *shape))))
             shape, smoothing = (shape[0] // 2, shape[1] // 2), 2 * smoothing
         self._grams = np.zeros((len(self._levels), 3, energies, energies))
 
@@ -101,13 +122,17 @@ class GramAccumulator:
                     halves, (0, _SMOOTHING, _SMOOTHING), mode="nearest", truncate=3.0
                 )
         for (_, kept), grams in zip(self._levels, self._grams, strict=True):
-            flat = kept[:, :frames].reshape(2, frames, -1).astype(np.float64)
-            for gram, a, b in ((grams[0], 0, 0), (grams[1], 1, 1)):
-                gram[new, :frames] = flat[a, new] @ flat[b].T
+            grams[:, new, :frames] = 0
+            at_once = max(1, _BLOCK_BYTES // (16 * frames * kept.shape[3]))
+            for r in range(0, kept.shape[2], at_once):
+                block = kept[:, :frames, r : r + at_once]
+                flat = block.reshape(2, frames, -1).astype(np.float64)
+                grams[0, new, :frames] += flat[0, new] @ flat[0].T
+                grams[1, new, :frames] += flat[1, new] @ flat[1].T
+                both = flat[0, new] @ flat[1].T + flat[1, new] @ flat[0].T
+                grams[2, new, :frames] += both / 2
+            for gram in grams:
                 _mirror(gram, new)
-            both = flat[0, new] @ flat[1].T + flat[1, new] @ flat[0].T
-            grams[2, new, :frames] = both / 2
-            _mirror(grams[2], new)
         self.frames = frames
 
     def plain(self) -> NDArray[np.float64]:

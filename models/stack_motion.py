@@ -9,38 +9,36 @@ coefficient images and their gradients.
 References
 ----------
 Registration and denoising in turn: SUM (see `inscan.models.subspace`), section 4.3. Least squares in
-the positions: Lucas and Kanade, IJCAI 1981. Windowed sinc: Harris, Proc. IEEE 66, 51 (1978).
+the positions: Lucas and Kanade, IJCAI 1981.
 """
 
-import tempfile
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
-from scipy.sparse import csr_array
-from scipy.special import i0
 
-from inscan.models.gram import GramAccumulator
+from inscan.models.gram import GramAccumulator, HalfGrams
 from inscan.models.infer import Denoiser
 from inscan.models.lowrank import split_basis
+from inscan.models.stack_resample import moved
 
-__all__ = ["Motion", "detect_motion", "find_motion", "moved", "put_back", "residual_motion"]
+__all__ = ["Motion", "detect_motion", "find_motion", "residual_motion"]
 
-_TAPS = 6  # pixels that the windowed sinc reaches to either side
-_KAISER = 5.0
 _ROUNDS = 14
 _STILL = 0.02  # pixels, root mean square change of a round that ends the search
+_SETTLED = 0.1  # the same in units of the uncertainty
+_DAMPED = 6  # round from which steps are halved
 _RANK = 3
 _COARSE = (3.0, 2.0)  # smoothing in pixels while frames are far from their places
 _REACH = 0.2  # of the shorter side: shifts searched over
 _TAPER = 0.08  # of each side
 _SMOOTH = 2.0  # energies
 _MOVED = 0.1  # pixels, root mean square beyond their uncertainty, that count as motion
+_SCALED = 0.3  # pixels at the border that a change of magnification must make
 _CERTAIN = 6.0  # standard deviations
 _LEAST_SIDE = 24
-_SCRATCH = 2 * 2**30  # bytes in memory; larger aligned stacks go to a temporary file
 _SIDE = 512  # larger frames are binned for the search
 
 
@@ -84,7 +82,7 @@ class Motion:
         chi2 = float(np.sum((shift / sigma) ** 2))
         changed = abs(self.slope) > _CERTAIN * self.slope_sigma > 0
         apart = excess > _MOVED**2 and chi2 > count + _CERTAIN * np.sqrt(2 * count)
-        return bool(apart or (changed and np.ptp(self.scale) * self.radius > _MOVED))
+        return bool(apart or (changed and np.ptp(self.scale) * self.radius > _SCALED))
 
 
 def residual_motion(
@@ -196,45 +194,14 @@ def detect_motion(
         slice(max(0, (n - _SIDE) // 2), max(0, (n - _SIDE) // 2) + _SIDE) for n in data.shape[1:]
     )
     part = data[:, rows, cols]
-    vectors = split_basis(levels, 1).vectors
-    images = np.zeros((1, *part.shape[1:]), dtype=np.float32)
-    for frame, v, w in zip(part, vectors[:, 0], weights, strict=True):
-        images[0] += np.asarray(frame, dtype=np.float32) * np.float32(v * w)
+    vectors = _smooth_spectra(levels, weights, min(_RANK, len(data) - 1))
+    images = np.zeros((vectors.shape[1], *part.shape[1:]), dtype=np.float32)
+    for frame, v, w in zip(part, vectors, weights, strict=True):
+        whitened = np.asarray(frame, dtype=np.float32) * np.float32(w)
+        images += v.astype(np.float32)[:, None, None] * whitened
     images = gaussian_filter(images, (0, 1.0, 1.0), mode="nearest")
     found = residual_motion(part, weights, vectors, images, 1.0, energies)
     return replace(found, shift=_centre(found.shift))
-
-
-def put_back(
-    data: NDArray[np.floating], there: NDArray[np.bool_] | None, motion: Motion
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The frames as they would have been without motion, and what of them was measured.
-
-    Parameters
-    ----------
-    data : ndarray of float, shape (energy, row, col)
-        Finite.
-    there : ndarray of bool, shape (energy, row, col), optional
-    motion : Motion
-
-    Returns
-    -------
-    aligned : ndarray of float32, shape (energy, row, col)
-        In a temporary file that goes away with it when it is larger than 2 GiB.
-    inside : ndarray of bool, shape (energy, row, col)
-    """
-    aligned = _scratch(data.shape)
-    inside = np.ones(data.shape, dtype=bool)
-    for index, frame in enumerate(data):
-        shift, scale = motion.shift[index], float(motion.scale[index])
-        out = moved(frame, shift, scale, fill=np.nan)
-        inside[index] = np.isfinite(out)
-        if there is not None and not there[index].all():
-            # A pixel made from any that was not measured is not measured.
-            gaps = moved((~there[index]).astype(np.float32), shift, scale)
-            inside[index] &= np.abs(gaps) < 0.02
-        aligned[index] = np.where(inside[index], out, 0)
-    return aligned, inside
 
 
 def find_motion(
@@ -295,76 +262,54 @@ def find_motion(
         whole = shift + np.clip(found.shift, -limit, limit)
         spread = found.sigma
         now = _centre(_drawn(whole, spread))
+        if turn > _DAMPED:
+            # Frames with little signal would otherwise swing between two positions.
+            now = (shift + now) / 2
         relative = found.scale / scale.mean()
         step = np.sqrt(np.mean((now - shift) ** 2) * 2)
         slope, slope_sigma = slope + found.slope, found.slope_sigma
         shift, scale = now, scale * relative
         changes.append(float(step) * bins)
-        if turn >= len(_COARSE) and step * bins < (_STILL if rank > 1 else 5 * _STILL):
+        # A round need not be more exact than the positions can be.
+        enough = max(_STILL / bins, _SETTLED * float(np.median(found.sigma)))
+        if turn >= len(_COARSE) and step < (enough if rank > 1 else 4 * enough):
             if rank > 1:
                 break
             rank = _RANK
     radius = sum(data.shape[1:]) / 4
+    if np.ptp(scale) * radius < _SCALED or abs(slope) < _CERTAIN * slope_sigma:
+        # Too little to tell from what the model does not hold; without it nothing is lost.
+        scale, slope = np.ones(count), 0.0
     return Motion(shift * bins, spread * bins, scale, slope, slope_sigma, tuple(changes), radius)
-
-
-def moved(
-    image: NDArray[np.floating],
-    shift: ArrayLike,
-    scale: float = 1.0,
-    *,
-    variance: bool = False,
-    fill: float | None = None,
-) -> NDArray[np.float32]:
-    """Look at an image elsewhere: the result at p is the image at centre + scale (p - centre) + shift.
-
-    Parameters
-    ----------
-    image : ndarray of float, shape (row, col)
-    shift : (rows, columns), pixels
-    scale : float
-    variance : bool
-        The image holds the variance of white noise: weights are squared. The windowed sinc keeps
-        white noise nearly white (linear interpolation would not).
-    fill : float, optional
-        For what lies outside; the nearest border pixel if not given.
-
-    Returns
-    -------
-    ndarray of float32, shape (row, col)
-    """
-    dy, dx = np.asarray(shift, dtype=np.float64)
-    across, inside_rows = _interpolation(image.shape[0], float(dy), scale, variance)
-    along, inside_cols = _interpolation(image.shape[1], float(dx), scale, variance)
-    out = (across @ np.asarray(image, dtype=np.float32)) @ along.T
-    out = np.asarray(out, dtype=np.float32)
-    if fill is not None:
-        out[~inside_rows] = fill
-        out[:, ~inside_cols] = fill
-    return out
 
 
 def _model(
     aligned: NDArray[np.float32], weights: NDArray[np.float64], rank: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Spectra of whitened frames, and the images that belong to them.
+    """Spectra of whitened frames, and the images that belong to them."""
+    gram = GramAccumulator(aligned)
+    gram.advance(len(aligned))
+    vectors = _smooth_spectra([level.scaled(weights) for level in gram.smoothed()], weights, rank)
+    return vectors, np.tensordot((vectors.T * weights).astype(np.float32), aligned, axes=1)
+
+
+def _smooth_spectra(
+    levels: list[HalfGrams], weights: NDArray[np.float64], rank: int
+) -> NDArray[np.float64]:
+    """Leading spectra, all but the first smoothed along energy.
 
     Motion itself has low rank: frames that moved differ by the gradient of the image. While they
     are far apart only the first component is safe, and later those that are smooth in energy.
     """
-    gram = GramAccumulator(aligned)
-    gram.advance(len(aligned))
-    levels = [level.scaled(weights) for level in gram.smoothed()]
     basis = split_basis(levels, rank)
     real = basis.real
     real[0] = True
     vectors = basis.vectors[:, real]
-    if len(aligned) > 3 * _SMOOTH:
-        # In units of the frames, not of their noise, spectra are smooth.
-        plain = gaussian_filter1d(vectors[:, 1:] / weights[:, None], _SMOOTH, axis=0)
-        vectors = np.linalg.qr(np.column_stack([vectors[:, 0], plain * weights[:, None]]))[0]
-    matrix = (vectors.T * weights).astype(np.float32)
-    return vectors, np.tensordot(matrix, aligned, axes=1)
+    if len(vectors) <= 3 * _SMOOTH or vectors.shape[1] < 2:
+        return vectors
+    # In units of the frames, not of their noise, spectra are smooth.
+    plain = gaussian_filter1d(vectors[:, 1:] / weights[:, None], _SMOOTH, axis=0)
+    return np.linalg.qr(np.column_stack([vectors[:, 0], plain * weights[:, None]]))[0]
 
 
 def _best_pixel(
@@ -390,34 +335,6 @@ def _best_pixel(
     return best
 
 
-def _interpolation(
-    size: int, shift: float, scale: float, squared: bool
-) -> tuple[csr_array, NDArray[np.bool_]]:
-    """Weights that look a line up elsewhere, and which of its points lie inside."""
-    middle = (size - 1) / 2
-    at = middle + scale * (np.arange(size) - middle) + shift
-    inside = (at >= -0.5) & (at <= size - 0.5)
-    first = np.floor(at + 1e-9).astype(int) - _TAPS + 1
-    taps = first[:, None] + np.arange(2 * _TAPS)
-    distance = at[:, None] - taps
-    window = i0(_KAISER * np.sqrt(np.maximum(1 - (distance / _TAPS) ** 2, 0))) / i0(_KAISER)
-    weight = np.sinc(distance) * window
-    weight /= weight.sum(axis=1, keepdims=True)
-    if squared:
-        weight = weight**2
-    line = np.repeat(np.arange(size), 2 * _TAPS)
-    entries = (weight.ravel().astype(np.float32), (line, np.clip(taps, 0, size - 1).ravel()))
-    return csr_array(entries, shape=(size, size)), inside
-
-
-def _scratch(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    if 4 * int(np.prod(shape)) <= _SCRATCH:
-        return np.empty(shape, dtype=np.float32)
-    with tempfile.TemporaryFile(prefix="inscan-aligned-") as file:
-        # The mapping keeps the file, which has no name any more, until it is dropped itself.
-        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
-
-
 def _binned(data: NDArray[np.floating], by: int) -> NDArray[np.float32]:
     if by == 1:
         return np.asarray(data, dtype=np.float32)
@@ -441,12 +358,13 @@ def _drawn(shift: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[n
 
 
 def _centre(shift: NDArray[np.float64]) -> NDArray[np.float64]:
-    return shift - np.median(shift, axis=0)
+    return np.asarray(shift - np.median(shift, axis=0), dtype=np.float64)
 
 
 def _relative(energies: NDArray[np.float64]) -> NDArray[np.float64]:
-    middle = (energies.max() + energies.min()) / 2
-    return np.asarray((energies - middle) / middle, dtype=np.float64)
+    """Distance of energies from their middle, in units of it."""
+    middle = float(energies.max() + energies.min()) / 2
+    return (np.asarray(energies, dtype=np.float64) - middle) / middle
 
 
 def _centred(size: int) -> NDArray[np.float64]:
@@ -457,7 +375,8 @@ def _taper(size: int) -> NDArray[np.float64]:
     """1 inside, falling to 0 at the borders, where neighbours are missing."""
     width = max(1.0, _TAPER * size)
     distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
-    return np.sin(np.pi / 2 * np.clip(distance / width, 0, 1)) ** 2
+    rise = np.sin(np.pi / 2 * np.clip(distance / width, 0, 1)) ** 2
+    return np.asarray(rise, dtype=np.float64)
 
 
 def _mean(image: NDArray[np.floating], window: NDArray[np.floating]) -> float:

@@ -15,7 +15,7 @@ hardly sees.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 
 from inscan.models.estimate import Estimate, gaussian_calibration
+from inscan.models.flat_drift import Drift, divided, empty_pixels, find_drift
 from inscan.models.gram import GramAccumulator
 from inscan.models.infer import Denoiser, load_denoiser
 from inscan.models.lowrank import (
@@ -35,14 +36,15 @@ from inscan.models.lowrank import (
 )
 from inscan.models.noise import tail_sigma
 from inscan.models.stack_gaps import completed, filled
-from inscan.models.stack_motion import detect_motion, find_motion, put_back
+from inscan.models.stack_motion import detect_motion, find_motion
 from inscan.models.stack_noise import known_noise, measured_noise, whiteness
+from inscan.models.stack_resample import noise_kept, put_back
 from inscan.models.subspace_report import Account, doubt, doubtful_pixels, stack_report
 
 __all__ = ["denoise"]
 
 Recipe = Literal["best", "paper"]
-Register = Literal["auto", "never"]
+Choice = Literal["auto", "never"]
 
 _CANDIDATES = {"best": 10, "paper": 6}
 _SIGNAL = 6  # eigenvalues left out of the tail that the noise is read from
@@ -66,7 +68,9 @@ def denoise(
     variance: ArrayLike | None = None,
     measured: ArrayLike | None = None,
     energies: ArrayLike | None = None,
-    register: Register = "auto",
+    register: Choice = "auto",
+    flats: ArrayLike | None = None,
+    drift: Choice = "auto",
     seed: int = 0,
     recipe: Recipe = "best",
     device: str | None = None,
@@ -93,6 +97,12 @@ def denoise(
         and put back; the result lies where the median frame does. Frames that did not move are
         not touched. "never": motion is noticed and said, no more. The published recipe has no
         registration.
+    flats : array of float, shape (flat, row, col), optional
+        Open beam, dark subtracted, several of them: how they differ is how the beam drifts.
+    drift : {"auto", "never"}
+        "auto": in transmission with empty pixels (those that pass all of the light), what
+        multiplies them, flux, slopes and the ways in which the flats differ, is divided out
+        where significant (`models.flat_drift`). The published recipe has none of this.
     seed : int
         For the Monte-Carlo estimate of the risk.
     recipe : {"best", "paper"}
@@ -124,8 +134,9 @@ def denoise(
     data, there = _checked(stack, measured)
     if recipe not in ("best", "paper"):
         raise ValueError(f"recipe must be 'best' or 'paper', got {recipe!r}")
-    if register not in ("auto", "never"):
-        raise ValueError(f"register must be 'auto' or 'never', got {register!r}")
+    for name, choice in (("register", register), ("drift", drift)):
+        if choice not in ("auto", "never"):
+            raise ValueError(f"{name} must be 'auto' or 'never', got {choice!r}")
     if out is not None and any(o.shape != np.shape(stack) for o in out):
         raise ValueError(f"out must be two arrays of shape {np.shape(stack)}")
     grid = _grid(energies, len(data))
@@ -137,6 +148,12 @@ def denoise(
     if there is not None:
         there = there[used]
         data = filled(data[used], there)
+    denoiser = denoiser or load_denoiser(device)
+    beam = None
+    if recipe == "best" and drift == "auto":
+        beam = find_drift(data, empty_pixels(data), flats=flats, denoiser=denoiser)
+        if beam is not None and beam.found:
+            data, gram = divided(data, beam), None
     if gram is None or there is not None or gram.frames < len(data):
         gram = GramAccumulator(data)
         gram.advance(len(data))
@@ -146,23 +163,22 @@ def denoise(
         else measured_noise(data, gram, recipe)
     )
     weights = 1 / noise.energy
-    denoiser = denoiser or load_denoiser(device)
     motion, registered = None, False
     if recipe == "best" and noise.pixel.max() > 0:
         motion = detect_motion(data, gram, weights, grid)
         if motion is not None and motion.moving and register == "auto":
-            found = find_motion(data, weights, denoiser, grid)
-            if found.moving:
-                motion, registered = found, True
-                data, there = put_back(data, there, motion)
+            motion = find_motion(data, weights, denoiser, grid)
+            if motion.moving:
+                registered = True
+                data, there = put_back(data, there, motion.shift, motion.scale)
                 data = filled(data, there)
                 gram = GramAccumulator(data)
                 gram.advance(len(data))
     partial: NDArray[np.bool_] | None = None
     missing: NDArray[np.bool_] | None = None
     if there is not None:
-        missing = ~there.any(axis=0)
-        partial = ~there.all(axis=0) & ~missing
+        missing = np.asarray(~there.any(axis=0))
+        partial = np.asarray(~there.all(axis=0) & there.any(axis=0))
     plain = gram.plain() * weights[:, None] * weights[None, :]
     candidates = min(_CANDIDATES[recipe], len(data))
     levels = [level.scaled(weights) for level in gram.smoothed()]
@@ -172,11 +188,11 @@ def denoise(
         basis = plain_basis(plain, candidates)
     flat = _project(data, weights, basis)
     ratio = _noise_ratio(plain, data.shape)
-    account = Account(recipe, seed, candidates, noise, ratio, basis, motion, registered)
+    account = Account(recipe, seed, candidates, noise, ratio, basis, motion, registered, beam)
     if variance is None:
         pixel = noise.pixel * ratio * _uneven(flat, missing, len(data) - candidates, recipe)
     else:
-        pixel = noise.pixel * (ratio if account.given_wrong else 1.0)
+        pixel = noise.pixel * (ratio if account.given_wrong or registered else 1.0)
     level = np.broadcast_to(pixel, data.shape[1:]).astype(np.float32)
     spread = np.broadcast_to(level, flat.images.shape)
     if there is not None and partial is not None and partial.any():
@@ -197,9 +213,11 @@ def denoise(
             real=basis.real,
             unshrink=recipe == "best",
         )
+    if motion is not None and registered:
+        kept = replace(kept, sigma=kept.sigma / np.float32(noise_kept(motion.shift)))
     white = whiteness(data, weights, basis.vectors[:, kept.kept], kept.images, level)
     values, sigma = out if out is not None else _empty(np.shape(stack))
-    _back(values, sigma, used, missing, weights, basis, kept, level)
+    _back(values, sigma, used, missing, weights, basis, kept, beam)
     report = stack_report(account, kept, white)
     pixels = doubtful_pixels(kept, flat.images, level)
     # A view: a stack larger than memory has no room for another one.
@@ -306,7 +324,7 @@ def _back(
     weights: NDArray[np.float64],
     basis: Basis,
     kept: Coefficients,
-    level: NDArray[np.float32],
+    beam: Drift | None,
 ) -> None:
     """From denoised coefficients to the stack and its sigma, in blocks of rows."""
     v = (basis.vectors[:, kept.kept] / weights[:, None]).astype(np.float32)
@@ -314,11 +332,20 @@ def _back(
     square = v**2
     spectra = np.outer(1 / weights**2, basis.noise[kept.kept] ** 2).astype(np.float32)
     rank, rows, cols = kept.images.shape
+    # A third where the beam drifted: all pixels share it, and only the spectra average it.
+    shared, through = np.zeros((rows, cols), dtype=np.float32), np.zeros(len(used))
+    if beam is not None and beam.found:
+        shared = beam.relative_variance()
+        through = ((v @ (basis.vectors[:, kept.kept].T * weights)) ** 2).sum(axis=1)
     rest = np.setdiff1d(np.arange(len(values)), used)
     for band in _bands(rows, len(values) * cols):
         images = kept.images[:, band].reshape(rank, -1)
         variance = square @ kept.sigma[:, band].reshape(rank, -1) ** 2 + spectra @ images**2
         block = (v @ images).reshape(len(used), -1, cols)
+        if through.any():
+            variance += (
+                through[:, None].astype(np.float32) * shared[band].reshape(-1) * (v @ images) ** 2
+            )
         spread = np.sqrt(variance).reshape(len(used), -1, cols)
         if missing is not None:
             block[:, missing[band]] = np.nan

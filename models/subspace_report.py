@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
+from inscan.models.flat_drift import Drift
 from inscan.models.lowrank import Basis, Coefficients
 from inscan.models.stack_motion import Motion
 from inscan.models.stack_noise import StackNoise
@@ -15,6 +16,7 @@ from inscan.models.stack_noise import StackNoise
 __all__ = ["Account", "doubt", "doubtful_pixels", "stack_report"]
 
 _CORRELATED = 0.05
+_RESAMPLED = 0.12  # what the windowed sinc may leave
 _RIGHT = (0.75, 1.35)  # measured noise over given noise that is taken as agreement
 _BOX = 5  # pixels across that unexplained residuals are averaged over
 _UNEXPLAINED = 5.0  # standard deviations
@@ -40,6 +42,8 @@ class Account:
         Positions of the frames, found or looked up; None where not looked for.
     registered : bool
         Whether frames were put back.
+    beam : Drift or None
+        What drifted between flat and frame; None where that could not be told.
     """
 
     recipe: str
@@ -50,6 +54,7 @@ class Account:
     basis: Basis
     motion: Motion | None
     registered: bool
+    beam: Drift | None
 
     @property
     def given_wrong(self) -> bool:
@@ -73,7 +78,7 @@ def stack_report(
     reasons: list[str] = []
     remarks: list[str] = []
     worst = max(abs(white["row"]), abs(white["col"]))
-    if worst > max(_CORRELATED, 5 * white["error"]):
+    if worst > max(_RESAMPLED if account.registered else _CORRELATED, 5 * white["error"]):
         reasons.append(
             f"the noise is not white: neighbouring pixels of the residual correlate by "
             f"{white['row']:.2f} (rows) and {white['col']:.2f} (columns), so sigma is too small "
@@ -101,6 +106,12 @@ def stack_report(
         bad, said = _motion_words(account)
         reasons += bad
         remarks += said
+    if account.beam is not None and account.beam.found:
+        remarks.append(
+            f"the beam drifted between flat and frames by {100 * account.beam.rms():.2f} % (root "
+            f"mean square), as {int(account.beam.amount.any(axis=0).sum())} fields that were read "
+            f"from the empty {100 * account.beam.empty:.0f} % of the pixels and divided out"
+        )
     level = float(np.median(noise.energy) * np.median(noise.pixel))
     return {
         "method": "subspace",
@@ -120,6 +131,7 @@ def stack_report(
             "unshrunk": [round(float(u), 4) for u in kept.unshrunk],
             "residual_correlation": {k: round(float(v), 4) for k, v in white.items()},
             **_motion_figures(account),
+            **_drift_figures(account),
         },
         "verdict": "warn" if reasons else "pass",
         "reasons": reasons + remarks,
@@ -198,6 +210,20 @@ def _motion_figures(account: Account) -> dict[str, Any]:
         figures["motion"]["magnification_slope"] = round(motion.slope, 4)
         figures["motion"]["magnification_slope_sigma"] = round(motion.slope_sigma, 4)
     return figures
+
+
+def _drift_figures(account: Account) -> dict[str, Any]:
+    beam = account.beam
+    if beam is None:
+        return {}
+    return {
+        "drift": {
+            "rms": round(beam.rms(), 6),
+            "fields": int(beam.amount.any(axis=0).sum()),
+            "from_flats": beam.flats,
+            "empty_share": round(beam.empty, 4),
+        }
+    }
 
 
 def _motion_words(account: Account) -> tuple[list[str], list[str]]:
