@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from inscan.models.restore import residual_significance
 
-__all__ = ["Doubt", "doubt_map"]
+__all__ = ["Doubt", "doubt_map", "near_unmeasured"]
 
 _EDGE = 2.0  # pixels from what was not measured
 _DIM = 0.2  # of the typical exposure
@@ -40,6 +40,7 @@ def doubt_map(
     mean: NDArray[np.floating],
     exposure: NDArray[np.floating],
     measured: NDArray[np.bool_],
+    edges: NDArray[np.bool_],
     labels: Sequence[str],
     wholly: Sequence[str | None],
 ) -> Doubt:
@@ -51,6 +52,8 @@ def doubt_map(
         Measured counts, and those the estimate expects.
     exposure : ndarray of float, shape (element, row, col)
     measured : ndarray of bool, shape (element, row, col)
+    edges : ndarray of bool, shape (element, row, col)
+        See `near_unmeasured`.
     labels : sequence of str
         Name of each element.
     wholly : sequence of str or None
@@ -71,7 +74,7 @@ def doubt_map(
                 counts[k], mean[k], seen
             ),
             "counts scatter otherwise than counting noise does": _scatter(counts[k], mean[k], seen),
-            "next to what was not measured": _edge(seen),
+            "next to what was not measured": edges[k],
             "hardly any beam or live time": _dim(exposure[k], seen),
         }
         if wholly[k]:
@@ -113,17 +116,26 @@ def _scatter(
     excess = np.where(seen, (counts - mean) ** 2, 0.0) - level
     area = _LOCAL**2
     total, power = uniform_filter(excess, _LOCAL) * area, uniform_filter(level, _LOCAL) * area
-    noise = np.sqrt(uniform_filter(2 * level**2 + level, _LOCAL) * area)
+    noise = np.sqrt(np.maximum(uniform_filter(2 * level**2 + level, _LOCAL), 1e-12) * area)
     # Squares of few counts have long tails; there only a scatter several times too wide counts.
     wide = (total > _threshold(seen.sum() / area) * 1.5 * noise) & (total > 0.5 * power)
     calm = (total < -_threshold(seen.sum() / area) * noise) & (total < -0.5 * power)
     return (wide | calm) & (power > 20)
 
 
-def _edge(seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    if seen.all():
-        return np.zeros(seen.shape, dtype=bool)
-    return np.asarray(distance_transform_edt(seen)) <= _EDGE
+def near_unmeasured(measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels within reach of one that was not measured; shape (element, row, col).
+
+    The border of the whole field is none: the scan was meant to end there.
+    """
+    return np.stack(
+        [
+            np.zeros(seen.shape, dtype=bool)
+            if seen.all()
+            else np.asarray(distance_transform_edt(seen)) <= _EDGE
+            for seen in measured
+        ]
+    )
 
 
 def _dim(exposure: NDArray[np.floating], seen: NDArray[np.bool_]) -> NDArray[np.bool_]:

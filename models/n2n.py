@@ -22,7 +22,7 @@ from scipy.ndimage import uniform_filter
 from inscan.models.calibrating import heldout_sigma
 from inscan.models.channels import ChannelSum, sum_channels
 from inscan.models.counting import ANSWERS, HeldOut, choose_weights, denoise_counts
-from inscan.models.doubt import doubt_map
+from inscan.models.doubt import doubt_map, near_unmeasured
 from inscan.models.estimate import Estimate
 from inscan.models.finetune import FineTuned, fine_tune
 from inscan.models.infer import Denoiser, load_denoiser
@@ -196,7 +196,8 @@ def denoise(
     labels = [f"element {k + 1}" for k in range(len(values))]
     notes = (*summed.notes, *data.notes, *_input_notes(data, why_wide))
     verdict = judge(labels, figures, notes)
-    doubt = doubt_map(field.counts, mean, light, seen, labels, _wholly(figures))
+    edges = near_unmeasured(summed.exposure > 0)[:, *place]
+    doubt = doubt_map(field.counts, mean, light, seen, edges, labels, _wholly(figures))
     report: dict[str, Any] = {
         "method": "n2n",
         "recipe": "best",

@@ -94,13 +94,14 @@ def residual_significance(
         variance.
     """
     mean = np.maximum(np.asarray(mean, dtype=np.float64), 1e-3)
-    observed = gaussian_filter(
-        np.asarray(counts, np.float64), scale, mode="nearest", truncate=_REACH
-    )
-    expected = gaussian_filter(mean, scale, mode="nearest", truncate=_REACH)
+
+    # Beyond the border there is nothing, in the data as in the estimate.
+    def blurred(image: NDArray[np.floating], width: float) -> NDArray[np.float64]:
+        return gaussian_filter(image, width, mode="constant", truncate=_REACH)
+
+    observed, expected = blurred(np.asarray(counts, np.float64), scale), blurred(mean, scale)
     # The square of a Gaussian is one of half the variance; its sum is taken from the kernel.
-    power = float((_kernel(scale) ** 2).sum())
-    variance = power * gaussian_filter(mean, scale / np.sqrt(2), mode="nearest", truncate=_REACH)
+    variance = float((_kernel(scale) ** 2).sum()) * blurred(mean, scale / np.sqrt(2))
     unit = expected / np.maximum(variance, 1e-12)
     n, m = np.maximum(observed, 0) * unit, np.maximum(expected * unit, 1e-9)
     deviance = 2 * (xlogy(n, np.maximum(n, 1e-12) / m) - (n - m))
@@ -114,6 +115,37 @@ def _kernel(scale: float) -> NDArray[np.float64]:
     return gaussian_filter(impulse, scale, mode="constant", truncate=_REACH)
 
 
+@dataclass(frozen=True)
+class _Spot:
+    """A Gaussian at one place: its shape there, fitted height, and gain in log likelihood."""
+
+    place: tuple[slice, slice]
+    shape: NDArray[np.float64]
+    height: float
+    variance: float
+    gain: float
+
+
+def _spot(
+    counts: NDArray[np.float64], mean: NDArray[np.float64], row: int, col: int, scale: float
+) -> _Spot:
+    kernel = _kernel(scale)
+    reach = len(kernel) // 2
+    rows = slice(max(0, row - reach), min(mean.shape[0], row + reach + 1))
+    cols = slice(max(0, col - reach), min(mean.shape[1], col + reach + 1))
+    shape = kernel[
+        rows.start - row + reach : rows.stop - row + reach,
+        cols.start - col + reach : cols.stop - col + reach,
+    ]
+    y, before = counts[rows, cols], np.maximum(mean[rows, cols], 1e-3)
+    norm = float((shape**2).sum())
+    height = float((shape * (y - before)).sum()) / norm
+    after = np.maximum(before + height * shape, 1e-3)
+    gain = float((xlogy(y, after / before) - (after - before)).sum())
+    spread = float((shape**2 * np.maximum(y, before)).sum()) / norm**2
+    return _Spot((rows, cols), shape, height, spread, gain)
+
+
 def _clean(
     counts: NDArray[np.float64],
     mean: NDArray[np.float64],
@@ -122,29 +154,22 @@ def _clean(
 ) -> int:
     """Add spots to `mean`, and the variance of their heights to `variance`, in place."""
     significance = np.stack([residual_significance(counts, mean, s) for s in SCALES])
-    for number in range(_MOST):
+    number = 0
+    for _ in range(_MOST):
         at = int(np.argmax(np.abs(significance)))
-        which, row, col = (int(k) for k in np.unravel_index(at, significance.shape))
-        if abs(significance[which, row, col]) < threshold:
-            return number
-        kernel = _kernel(SCALES[which])
-        reach = len(kernel) // 2
-        rows = slice(max(0, row - reach), min(mean.shape[0], row + reach + 1))
-        cols = slice(max(0, col - reach), min(mean.shape[1], col + reach + 1))
-        part = kernel[
-            rows.start - row + reach : rows.stop - row + reach,
-            cols.start - col + reach : cols.stop - col + reach,
-        ]
-        rest = counts[rows, cols] - mean[rows, cols]
-        norm = float((part**2).sum())
-        height = float((part * rest).sum()) / norm
-        total = height * float(part.sum())
-        if height > 0 and total < _LEAST_COUNTS:
+        _, row, col = (int(k) for k in np.unravel_index(at, significance.shape))
+        if abs(significance.flat[at]) < threshold:
+            break
+        # A wide weight finds a small spot too: the size is that which explains the counts best.
+        spot = max((_spot(counts, mean, row, col, s) for s in SCALES), key=lambda found: found.gain)
+        rows, cols = spot.place
+        if spot.height > 0 and spot.height * float(spot.shape.sum()) < _LEAST_COUNTS:
             significance[:, row, col] = 0.0
             continue
-        scatter = float((part**2 * np.maximum(counts[rows, cols], mean[rows, cols])).sum())
-        mean[rows, cols] = np.maximum(mean[rows, cols] + height * part, 0.0)
-        variance[rows, cols] += part**2 * scatter / norm**2
+        mean[rows, cols] = np.maximum(mean[rows, cols] + spot.height * spot.shape, 0.0)
+        variance[rows, cols] += spot.shape**2 * spot.variance
+        number += 1
+        reach = len(spot.shape) // 2
         # Only what the spot reaches has changed.
         wide = int(_REACH * max(SCALES) + 0.5) + reach
         near = (
@@ -161,4 +186,4 @@ def _clean(
                 slice(i.start - n.start, i.stop - n.start) for i, n in zip(inner, near, strict=True)
             )
             significance[k][inner] = again[cut]
-    return _MOST
+    return number

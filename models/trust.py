@@ -26,9 +26,9 @@ __all__ = [
 LEVELS = (0.5, 0.6827, 0.8, 0.9, 0.95, 0.99)
 UNLIKE = 1.8
 """Score of `inscan.models.novelty` above which a map is unlike all that was calibrated on."""
-_COUNT_EDGES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0, 120.0)
-_BRIGHT_EDGES = (0.3, 0.65)  # predicted counts over the 99th percentile of their map
-_SPREAD_BINS = 4
+_COUNT_EDGES = (0.25, 1.0, 4.0, 16.0, 64.0)
+_BRIGHT_EDGES = (0.3,)  # predicted counts over the 99th percentile of their map
+_SPREAD_BINS = 3
 _ENOUGH = 1500  # samples a bin needs for its outer quantiles
 _LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
 _FACTORS = (0.4, 4.0)  # range of the variance factor that a run's own counts may ask for
@@ -355,9 +355,9 @@ def judge(
         elif correlation > 0.08 and z > 6:
             warn.append(f"{label}: residuals of neighbouring pixels correlate by {correlation:.2f}")
         chi2, chi2_z = seen.get("heldout_chi2", 1.0), seen.get("heldout_chi2_z", 0.0)
-        if chi2 > 2.0 and chi2_z > 8:
+        if chi2 > 3.0 and chi2_z > 8:
             block.append(f"{label}: held-out counts scatter {chi2:.1f} times wider than predicted")
-        elif chi2 > 1.15 and chi2_z > 6:
+        elif chi2 > 1.5 and chi2_z > 6:
             warn.append(f"{label}: held-out counts scatter {chi2:.2f} times wider than predicted")
         spread = seen.get("residual_variance", 1.0)
         if spread < 0.6:
