@@ -1,10 +1,12 @@
 """The published way to denoise a spectrum image: a 3-D autoencoder trained on the cube itself.
 
 Noise2Self: some voxels are hidden by a Bernoulli mask and the network must predict them from the
-others; as their noise is independent, the best prediction is the signal. Two things the published
-abstract does not give make this work where nine voxels in ten are zero: what is left after
-masking is divided by its probability, so that hidden voxels are no darker on average, and the
-loss is the Poisson likelihood of the hidden counts.
+others; as their noise is independent, the best prediction is the signal. As published, hidden
+voxels are set to zero and the error is squared; rates, widths and steps are not given there and
+are ours. Two changes (`counting`) make it work where nine voxels in ten are zero and a hidden one
+cannot be told from an empty one: what is left after masking is divided by its probability, so
+that the input is no darker on average, and the loss is the Poisson likelihood of the hidden
+counts.
 """
 
 from collections.abc import Callable
@@ -28,8 +30,9 @@ _FLOOR = 1e-6
 class Autoencoder(nn.Module):
     """Strided 3-D convolutions, one residual bottleneck layer, transposed convolutions back."""
 
-    def __init__(self, inputs: int = 1, width: int = 8) -> None:
+    def __init__(self, inputs: int = 1, width: int = 8, *, positive: bool = True) -> None:
         super().__init__()
+        self.positive = positive
         self.enter = nn.Conv3d(inputs, width, 3, padding=1)
         self.shrink = nn.Conv3d(width, 2 * width, 4, stride=2, padding=1)
         self.shrink_again = nn.Conv3d(2 * width, 4 * width, 4, stride=2, padding=1)
@@ -39,16 +42,18 @@ class Autoencoder(nn.Module):
         self.grow_again = nn.ConvTranspose3d(2 * width, width, 4, stride=2, padding=1)
         self.leave = nn.Conv3d(width, 1, 3, padding=1)
         assert self.leave.bias is not None
-        nn.init.constant_(self.leave.bias, -1.26)  # softplus gives 1/4, the mean of the input
+        # The mean of the input is 1/4; softplus gives that at -1.26.
+        nn.init.constant_(self.leave.bias, -1.26 if positive else 0.25)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Relative rate > 0, shape (batch, 1, bin, row, col); sizes must be multiples of 4."""
+        """Relative rate (> 0 if `positive`), shape (batch, 1, bin, row, col); sizes must be multiples of 4."""
         h = F.relu(self.shrink(F.relu(self.enter(x))))
         h = F.relu(self.shrink_again(h))
         h = h + self.second(F.relu(self.first(h)))
         h = F.relu(self.grow(F.relu(h)))
         h = F.relu(self.grow_again(h))
-        return F.softplus(self.leave(h).float())
+        rate = self.leave(h).float()
+        return F.softplus(rate) if self.positive else rate
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class AutoencoderFit:
     values, sigma : ndarray of float32, shape (bin, row, col)
         Expected counts, and how far predictions from different masks scatter.
     held_out : float
-        Poisson negative log likelihood of hidden voxels, mean over voxels.
+        Loss of hidden voxels, mean over voxels: Poisson negative log likelihood, or squared error.
     parameters : int
     """
 
@@ -77,6 +82,7 @@ def fit_autoencoder(
     steps: int,
     seed: int,
     device: torch.device,
+    counting: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> AutoencoderFit:
     """Train on the cube with Bernoulli masks, then predict from the whole noisy cube.
@@ -91,6 +97,8 @@ def fit_autoencoder(
         Optimiser steps of one 32 x 32 patch over all bins.
     seed : int
     device : torch.device
+    counting : bool
+        Scale what is not hidden and score by likelihood; else as published.
     progress : callable, optional
 
     Returns
@@ -102,7 +110,7 @@ def fit_autoencoder(
     scale = max(4 * float(cube.mean()), 0.05)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Autoencoder(len(inputs)).to(device)
+        net = Autoencoder(len(inputs), positive=counting).to(device)
     optimiser = torch.optim.Adam(net.parameters(), lr=_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
     side = tuple(min(_PATCH, n) for n in inputs.shape[2:])
@@ -116,7 +124,7 @@ def fit_autoencoder(
             patch = torch.rot90(patch, int(torch.randint(4, (1,), generator=generator)), (-2, -1))
         if torch.rand(1, generator=generator) < 0.5:
             patch = patch.flip(-1)
-        loss = _hidden_loss(net, patch.contiguous().to(device), scale, generator)
+        loss = _hidden_loss(net, patch.contiguous().to(device), scale, generator, counting)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -126,14 +134,18 @@ def fit_autoencoder(
     net.eval()
     with torch.inference_mode():
         held = [
-            float(_hidden_loss(net, inputs.to(device), scale, generator)) for _ in range(_HELD_OUT)
+            float(_hidden_loss(net, inputs.to(device), scale, generator, counting))
+            for _ in range(_HELD_OUT)
         ]
         whole = _predict(net, inputs.to(device), scale)
         other = torch.stack(
-            [_predict(net, _masked(inputs, generator)[0].to(device), scale) for _ in range(4)]
+            [
+                _predict(net, _masked(inputs, generator, counting)[0].to(device), scale)
+                for _ in range(4)
+            ]
         )
     bins, rows, cols = shape
-    values = whole[:bins, :rows, :cols].cpu().numpy()
+    values = whole[:bins, :rows, :cols].clamp(min=0).cpu().numpy()
     # Masks keep 80 % of the counts: their scatter is that of 20 % against 80 %, about half the
     # standard deviation that counting noise gives the prediction.
     sigma = 2 * other.std(dim=0)[:bins, :rows, :cols].cpu().numpy()
@@ -161,11 +173,14 @@ def _padded(
     return torch.from_numpy(np.stack(planes)), cube.shape
 
 
-def _masked(inputs: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts with one voxel in five hidden and the rest scaled up, and the mask of the hidden."""
+def _masked(
+    inputs: torch.Tensor, generator: torch.Generator, counting: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts with one voxel in five hidden (the rest scaled up), and the mask of the hidden."""
     keep = torch.rand(inputs.shape[1:], generator=generator) < _KEEP
     keep = keep.to(inputs.device)
-    return torch.cat([inputs[:1] * keep / _KEEP, inputs[1:]]), ~keep
+    left = inputs[:1] * keep / (_KEEP if counting else 1.0)
+    return torch.cat([left, inputs[1:]]), ~keep
 
 
 def _predict(net: Autoencoder, inputs: torch.Tensor, scale: float) -> torch.Tensor:
@@ -176,9 +191,17 @@ def _predict(net: Autoencoder, inputs: torch.Tensor, scale: float) -> torch.Tens
 
 
 def _hidden_loss(
-    net: Autoencoder, inputs: torch.Tensor, scale: float, generator: torch.Generator
+    net: Autoencoder,
+    inputs: torch.Tensor,
+    scale: float,
+    generator: torch.Generator,
+    counting: bool,
 ) -> torch.Tensor:
-    seen, hidden = _masked(inputs, generator)
-    rate = _predict(net, seen, scale) + _FLOOR
-    nll = rate - inputs[0] * torch.log(rate)
-    return (nll * hidden).sum() / hidden.sum().clamp(min=1)
+    seen, hidden = _masked(inputs, generator, counting)
+    rate = _predict(net, seen, scale)
+    if counting:
+        rate = rate + _FLOOR
+        error = rate - inputs[0] * torch.log(rate)
+    else:
+        error = ((rate - inputs[0]) / scale) ** 2
+    return (error * hidden).sum() / hidden.sum().clamp(min=1)

@@ -14,30 +14,24 @@ Batson and Royer, ICML 2019), see `inscan.models.autoencoder`.
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from inscan.models.autoencoder import fit_autoencoder
-from inscan.models.estimate import Estimate, gaussian_calibration
-from inscan.models.gram import GramAccumulator
+from inscan.models.estimate import Calibration, Estimate, gaussian_calibration
 from inscan.models.infer import Denoiser, choose_device, load_denoiser
-from inscan.models.lowrank import Coefficients, denoise_coefficients, plain_basis, split_basis
-from inscan.models.noise import anscombe, inverse_anscombe
+from inscan.models.spectral_calibration import TABLE
+from inscan.models.spectral_subspace import bands, fit_subspace, grouped, write_back
+from inscan.models.spectral_trust import compare, judge
 
 __all__ = ["denoise"]
 
-Recipe = Literal["best", "paper"]
+Recipe = Literal["best", "autoencoder", "paper"]
 
-_GROUPS = 192  # bins are summed to at most so many for the subspace; the spectra keep them all
 _PAPER_GROUPS = 128
 _PAPER_STEPS = 400
-_CANDIDATES = 16
-_LEAST_COUNTS = 20  # a group of bins with fewer counts in the whole cube takes no part
-_ROUNDS = 2
-_TTA_PIXELS = {8: 200**2, 4: 320**2, 2: 512**2}
-_BAND_VALUES = 2**22
 
 
 def denoise(
@@ -49,29 +43,42 @@ def denoise(
     recipe: Recipe = "best",
     device: str | None = None,
     progress: Callable[[float], None] | None = None,
+    denoiser: Denoiser | None = None,
+    out: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None,
 ) -> Estimate:
     """Denoise counts in (row, col, bin).
 
     Parameters
     ----------
     cube : array of shape (row, col, bin)
-        Counts >= 0. A pixel with any bin not finite counts as not measured.
+        Counts >= 0, of any integer or float type. A pixel with any bin not finite counts as not
+        measured. May be a mapped file: the default recipe reads it in bands of rows.
     contrast : array of shape (row, col), optional
-        Another, better image of the same place (HAADF, total current): its edges guide those
-        of the result.
+        Another, better image of the same place (HAADF, total current). It guides the
+        denoising of each component only where the counts say that it helps.
     fit_steps : int
-        For ``recipe="paper"``: training steps on this cube, 0 for that recipe's own number
+        For the recipes with an autoencoder: training steps on this cube, 0 for their own number
         (400). The default recipe fits nothing and takes 0 only.
     seed : int
-    recipe : {"best", "paper"}
+        The same seed, device and number of threads give the same bytes.
+    recipe : {"best", "autoencoder", "paper"}
+        "paper": Noise2Self as published (hidden voxels set to zero, squared error).
+        "autoencoder": the same network with what it needs where most voxels are zero (what is
+        left is scaled up, likelihood of the hidden counts).
     device : str, optional
+        "cpu", "cuda"; by default CUDA when present.
     progress : callable, optional
         Told the share done, 0 to 1.
+    denoiser : Denoiser, optional
+        Other weights than the shipped ones, for the default recipe.
+    out : (values, sigma), optional
+        Arrays of the cube's shape to write into, mapped result files for instance.
 
     Returns
     -------
     Estimate
-        Expected counts, shape (row, col, bin), >= 0; NaN where nothing was measured.
+        Expected counts, shape (row, col, bin), >= 0; NaN where nothing was measured. `doubtful`
+        marks regions and bins where the counts contradict the result.
 
     Raises
     ------
@@ -79,15 +86,18 @@ def denoise(
         On wrong shapes, negative counts, an empty cube, or steps that the recipe does not take.
     """
     began = time.perf_counter()
-    counts, mask = _checked(cube)
-    if recipe not in ("best", "paper"):
-        raise ValueError(f"recipe must be 'best' or 'paper', got {recipe!r}")
+    if recipe not in get_args(Recipe):
+        raise ValueError(f"recipe must be one of {', '.join(get_args(Recipe))}, got {recipe!r}")
     if fit_steps < 0 or (recipe == "best" and fit_steps > 0):
         raise ValueError(
             f"fit_steps={fit_steps}: recipe 'best' fits nothing; use fit_steps=0, or "
-            "recipe='paper' with fit_steps >= 0"
+            "recipe='autoencoder' or 'paper' with fit_steps >= 0"
         )
+    counts, mask, total, whole = _checked(cube)
+    if out is not None and any(o.shape != counts.shape for o in out):
+        raise ValueError(f"out must be two arrays of shape {counts.shape}")
     guide = _guide(contrast, mask)
+    values, sigma = out or tuple(np.empty(counts.shape, dtype=np.float32) for _ in range(2))
     report: dict[str, Any] = {
         "method": "spectral",
         "recipe": recipe,
@@ -95,45 +105,71 @@ def denoise(
         "weights": None,
         "weights_sha256": None,
         "figures": {
-            "counts_per_pixel": float(counts.sum(dtype=np.float64) / max(1, int(mask.sum()))),
-            "zero_share": float(1 - np.count_nonzero(counts) / counts.size),
+            "counts_per_pixel": total / max(1, int(mask.sum())),
             "guided": guide is not None,
         },
         "verdict": "pass",
         "reasons": [],
     }
-    if recipe == "paper":
-        values, sigma = _paper(
-            counts, guide, fit_steps or _PAPER_STEPS, seed, device, report, progress
-        )
-    else:
-        denoiser = load_denoiser(device)
+    if recipe == "best":
+        denoiser = denoiser or load_denoiser(device)
         report["weights"] = denoiser.weights.name
         report["weights_sha256"] = denoiser.weights.sha256
         report["device"] = str(denoiser.device)
-        values, sigma = _best(counts, mask, guide, denoiser, seed, report, progress)
-    _judge(report, counts, mask, values)
+        fit = fit_subspace(counts, mask, guide, denoiser, seed, progress)
+        made = write_back(fit, values, sigma, mask)
+        # The total is what counting knows best; positivity and the network shift it a little.
+        factor = total / made if made > 0 else 1.0
+        for band in bands(counts.shape):
+            values[band] *= factor
+            sigma[band] *= factor
+        report["figures"].update(fit.figures, flux_factor=round(factor, 5))
+        calibration = _calibrated(values, sigma, total / max(1, mask.sum() * counts.shape[2]))
+    else:
+        _autoencoded(
+            values, sigma, counts, mask, guide, recipe, fit_steps, seed, device, report, progress
+        )
+        report["reasons"].append("sigma of this recipe is the scatter between masks, uncalibrated")
+        calibration = gaussian_calibration(floor=0.0)
+    fit = compare(counts, mask, values)
+    judge(report, fit, counts.shape, whole, report["figures"]["counts_per_pixel"])
+    doubtful = fit.doubtful(counts.shape)
     if not mask.all():
-        values[~mask] = np.nan
-        sigma[~mask] = np.nan
+        for z in (values, sigma):
+            z[~mask] = np.nan
+        doubtful = doubtful & mask[..., None]
         report["figures"]["pixels_not_measured"] = int((~mask).sum())
+    if progress is not None:
+        progress(1.0)
     report["wall_time_s"] = round(time.perf_counter() - began, 3)
-    return Estimate(values, sigma, report, gaussian_calibration(floor=0.0))
+    return Estimate(values, sigma, report, calibration, doubtful)
 
 
-def _checked(cube: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    counts = np.asarray(cube)
+def _checked(
+    cube: ArrayLike,
+) -> tuple[NDArray[np.number], NDArray[np.bool_], float, bool]:
+    """The cube as it is, where it was measured, its total, and if all counts are integers."""
+    counts = np.asanyarray(cube)
     if counts.ndim != 3 or counts.size == 0:
-        raise ValueError(f"cube must have shape (row, col, bin), got {counts.shape}")
-    counts = counts.astype(np.float32, copy=False)
-    mask = np.asarray(np.isfinite(counts).all(axis=2))
-    if not mask.all():
-        counts = np.where(mask[..., None], counts, 0)
-    if counts.min() < 0:
-        raise ValueError(f"counts must be >= 0, the least is {counts.min():g}")
-    if not counts.any():
+        raise ValueError(f"cube must have shape (row, col, bin), none of them 0: {counts.shape}")
+    if counts.dtype.kind not in "fiub":
+        raise ValueError(f"cube must hold real numbers, got {counts.dtype}")
+    mask = np.ones(counts.shape[:2], dtype=bool)
+    total, least, whole = 0.0, 0.0, True
+    for band in bands(counts.shape):
+        block = counts[band]
+        if counts.dtype.kind == "f":
+            mask[band] = np.isfinite(block).all(axis=2)
+            block = block[mask[band]]
+            whole = whole and bool(np.array_equal(block, np.rint(block)))
+        if block.size:
+            total += float(block.sum(dtype=np.float64))
+            least = min(least, float(block.min()))
+    if least < 0:
+        raise ValueError(f"counts must be >= 0, the least is {least:g}")
+    if not total > 0:
         raise ValueError("the cube holds no counts")
-    return counts, mask
+    return counts, mask, total, whole
 
 
 def _guide(contrast: ArrayLike | None, mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
@@ -147,189 +183,48 @@ def _guide(contrast: ArrayLike | None, mask: NDArray[np.bool_]) -> NDArray[np.fl
     return np.where(np.isfinite(image), image, np.nanmedian(image)).astype(np.float32)
 
 
-def _grouped(
-    counts: NDArray[np.float32], most: int
-) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Neighbouring bins summed; (group, row, col), and the group of every bin."""
-    bins = counts.shape[2]
-    width = -(-bins // most)
-    starts = np.arange(0, bins, width)
-    return (
-        np.ascontiguousarray(np.add.reduceat(counts, starts, axis=2).transpose(2, 0, 1)),
-        np.arange(bins) // width,
-    )
+def _calibrated(
+    values: NDArray[np.floating], sigma: NDArray[np.floating], mean: float
+) -> Calibration:
+    """Bring sigma to its true size, in place; and the intervals that go with it."""
+    bins = np.empty(values.shape, dtype=np.uint8)
+    for band in bands(values.shape):
+        bins[band] = TABLE.bins(values[band], sigma[band], mean)
+        sigma[band] *= TABLE.scale[bins[band]]
+    return TABLE.calibration(bins)
 
 
-def _best(
-    counts: NDArray[np.float32],
+def _autoencoded(
+    values: NDArray[np.floating],
+    sigma: NDArray[np.floating],
+    counts: NDArray[np.number],
     mask: NDArray[np.bool_],
     guide: NDArray[np.float32] | None,
-    denoiser: Denoiser,
-    seed: int,
-    report: dict[str, Any],
-    progress: Callable[[float], None] | None,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    groups, _ = _grouped(counts, _GROUPS)
-    total = groups.sum(axis=(1, 2), dtype=np.float64)
-    groups, total = groups[total >= _LEAST_COUNTS], total[total >= _LEAST_COUNTS]
-    if len(groups) == 0:
-        groups = counts.sum(axis=2)[None]
-        total = groups.sum(axis=(1, 2), dtype=np.float64)
-    tta = next((t for t, most in _TTA_PIXELS.items() if mask.size <= most), 1)
-    amount = _amount(groups.sum(axis=0), denoiser, guide)
-    # In these units every group has unit noise in an average pixel.
-    weights = 1 / np.sqrt(total / mask.sum())
-    relative = np.maximum(amount / max(float(amount[mask].mean()), 1e-9), 0.02)
-    even = groups * weights[:, None, None].astype(np.float32) / np.sqrt(relative)
-    gram = GramAccumulator(even)
-    gram.advance(len(even))
-    candidates = min(_CANDIDATES, len(even))
-    levels = gram.smoothed()
-    basis = split_basis(levels, candidates) if levels else plain_basis(gram.plain(), candidates)
-    if progress is not None:
-        progress(0.3)
-    v = basis.vectors
-    images = np.tensordot((v.T * weights).astype(np.float32), groups, axes=1)
-    square = v**2 * weights[:, None] ** 2  # counts of each group to variance of each image
-    level = np.broadcast_to(np.sqrt(relative), images.shape).astype(np.float32)
-    kept = None
-    for turn in range(_ROUNDS):
-        kept = denoise_coefficients(
-            images,
-            level,
-            denoiser,
-            rng=np.random.default_rng([seed, turn]),
-            least=1,
-            contiguous=False,
-            tta=tta if turn == _ROUNDS - 1 else 1,
-            real=basis.real,
-            guide=guide,
-        )
-        if progress is not None:
-            progress(0.3 + 0.5 * (turn + 1) / _ROUNDS)
-        if turn + 1 < _ROUNDS:
-            # The noise of each image at each pixel follows from the spectrum expected there.
-            expected = np.tensordot(v[:, kept.kept] / weights[:, None], kept.images, axes=1)
-            variance = np.tensordot(square.T, np.maximum(expected, 0), axes=1)
-            floor = 0.02 * variance.mean(axis=(1, 2), keepdims=True)
-            level = np.sqrt(np.maximum(variance, floor)).astype(np.float32)
-    assert kept is not None
-    spectra, spectra_noise = _spectra(counts, mask, kept.images, relative)
-    report["figures"].update(
-        rank=len(kept.images),
-        components=[int(k) for k in kept.kept],
-        basis_smoothing_px=round(basis.smoothing, 3),
-        components_tried=[int(k) for k in kept.tried],
-        risk_gain=[round(float(g), 5) for g in kept.gain],
-    )
-    return _back(counts.shape, spectra, spectra_noise, kept)
-
-
-def _amount(
-    total: NDArray[np.float32], denoiser: Denoiser, guide: NDArray[np.float32] | None
-) -> NDArray[np.float32]:
-    """Expected counts of each pixel over all bins, denoised."""
-    stable = anscombe(total)[None]
-    clean = denoiser.denoise_gaussian(stable, 1.0, guide=guide)
-    return inverse_anscombe(clean)[0].astype(np.float32)
-
-
-def _spectra(
-    counts: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    images: NDArray[np.float32],
-    relative: NDArray[np.floating],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weighted least squares of every bin on the denoised images.
-
-    Returns
-    -------
-    spectra : ndarray of float64, shape (bin, component)
-    noise : ndarray of float64, shape (bin, component)
-        Their standard deviations.
-    """
-    weight = (mask / relative).reshape(-1)
-    d = images.reshape(len(images), -1).astype(np.float64)
-    normal = (d * weight) @ d.T
-    normal += 1e-9 * np.trace(normal) * np.eye(len(normal))
-    inverse = np.linalg.inv(normal)
-    y = counts.reshape(-1, counts.shape[2])
-    moment = (d * weight).astype(np.float32) @ y
-    spectra = (inverse @ moment).T
-    # Poisson: variance of the counts is about relative * mean of the bin, which the weights undo.
-    mean = y.sum(axis=0, dtype=np.float64) / max(1, int(mask.sum()))
-    noise = np.sqrt(np.outer(mean, np.diagonal(inverse)))
-    return spectra, noise
-
-
-def _back(
-    shape: tuple[int, ...],
-    spectra: NDArray[np.float64],
-    noise: NDArray[np.float64],
-    kept: Coefficients,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Expected counts and sigma, shape (row, col, bin), in bands of rows."""
-    rows, cols, bins = shape
-    values, sigma = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-    s = spectra.astype(np.float32).T
-    square, own = s**2, noise.astype(np.float32).T ** 2
-    at_once = max(1, _BAND_VALUES // (cols * bins))
-    for r in range(0, rows, at_once):
-        band = slice(r, r + at_once)
-        d = kept.images[:, band].reshape(len(s), -1).T
-        e = kept.sigma[:, band].reshape(len(s), -1).T
-        values[band] = np.maximum(d @ s, 0).reshape(-1, cols, bins)
-        sigma[band] = np.sqrt(e**2 @ square + d**2 @ own).reshape(-1, cols, bins)
-    return values, sigma
-
-
-def _paper(
-    counts: NDArray[np.float32],
-    guide: NDArray[np.float32] | None,
-    steps: int,
+    recipe: Recipe,
+    fit_steps: int,
     seed: int,
     device: str | None,
     report: dict[str, Any],
     progress: Callable[[float], None] | None,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    groups, of_bin = _grouped(counts, _PAPER_GROUPS)
+) -> None:
+    """Fit the autoencoder to groups of bins and spread its answer over the bins."""
+    groups = grouped(counts, mask, _PAPER_GROUPS)
+    steps = fit_steps or _PAPER_STEPS
     fit = fit_autoencoder(
-        groups, guide, steps=steps, seed=seed, device=choose_device(device), progress=progress
+        groups,
+        guide,
+        steps=steps,
+        seed=seed,
+        device=choose_device(device),
+        counting=recipe == "autoencoder",
+        progress=progress,
     )
-    report["figures"].update(fit_steps=steps, held_out_nll=fit.held_out, parameters=fit.parameters)
+    report["figures"].update(fit_steps=steps, held_out_loss=fit.held_out, parameters=fit.parameters)
     # Within a group of bins, the shape of the mean spectrum: the network saw only their sum.
-    mean = counts.sum(axis=(0, 1), dtype=np.float64)
+    width = -(-counts.shape[2] // _PAPER_GROUPS)
+    of_bin = np.arange(counts.shape[2]) // width
+    mean = np.where(mask[..., None], counts, 0).sum(axis=(0, 1), dtype=np.float64)
     whole = np.bincount(of_bin, mean)
     share = np.where(whole[of_bin] > 0, mean / np.maximum(whole[of_bin], 1e-30), 0)
-    values = (fit.values.transpose(1, 2, 0)[..., of_bin] * share).astype(np.float32)
-    sigma = (fit.sigma.transpose(1, 2, 0)[..., of_bin] * share).astype(np.float32)
-    return values, sigma
-
-
-def _judge(
-    report: dict[str, Any],
-    counts: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    values: NDArray[np.float32],
-) -> None:
-    """Compare the totals of pixels and bins with the counts."""
-    seen, made = counts.sum(axis=2)[mask], values.sum(axis=2)[mask]
-    flux = float(made.sum(dtype=np.float64) / seen.sum(dtype=np.float64) - 1)
-    chi2 = float(((seen - made) ** 2).sum() / max(float(made.sum()), 1e-9))
-    by_bin = counts.sum(axis=(0, 1), dtype=np.float64)
-    by_bin_made = values[mask].sum(axis=0, dtype=np.float64)
-    spectrum = float(((by_bin - by_bin_made) ** 2).sum() / max(by_bin_made.sum(), 1e-9))
-    report["figures"].update(
-        flux_bias=round(flux, 6), pixel_chi2=round(chi2, 4), spectrum_chi2=round(spectrum, 4)
-    )
-    if abs(flux) > 0.01:
-        report["verdict"] = "warn"
-        report["reasons"].append(
-            f"the result holds {100 * (1 + flux):.1f} % of the counts measured"
-        )
-    if chi2 > 1.3:
-        report["verdict"] = "warn"
-        report["reasons"].append(
-            f"pixel totals differ from the counts by more than counting noise (reduced chi "
-            f"square {chi2:.2f}): structure was lost"
-        )
+    values[:] = fit.values.transpose(1, 2, 0)[..., of_bin] * share
+    sigma[:] = fit.sigma.transpose(1, 2, 0)[..., of_bin] * share

@@ -1,10 +1,12 @@
-"""Spectrum images: both recipes gain over the raw counts, and say what they did."""
+"""Spectrum images: every recipe gains over the raw counts, and says what it did and doubts."""
 
 import numpy as np
 import pytest
 import torch
 
 from inscan.models import spectral
+from inscan.models.spectral_phantoms import spectrum_phantom
+from inscan.models.spectral_trust import compare
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,10 +52,19 @@ def test_the_default_gains_over_ten_decibels(cube, best):
     mean, counts = cube
     assert _gain_db(best, mean, counts) > 10
     assert best.values.shape == counts.shape and (best.values >= 0).all()
-    assert abs(best.values.sum() / counts.sum() - 1) < 0.01
+    assert abs(best.values.sum() / counts.sum() - 1) < 1e-3
     assert best.report["verdict"] == "pass", best.report["reasons"]
+    assert best.report["doubt"]["share"] == 0 and not best.doubtful.any()
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say(cube, best):
+    mean, _ = cube
     z = (best.values - mean) / best.sigma
     assert 0.5 < np.sqrt(np.mean(z**2)) < 1.6
+    for level in (0.6827, 0.9):
+        low, high = best.interval(level)
+        assert (low <= best.values).all() and (best.values <= high).all()
+        assert abs(((low <= mean) & (mean <= high)).mean() - level) < 0.09
 
 
 def test_same_seed_same_bytes(cube, best):
@@ -62,25 +73,100 @@ def test_same_seed_same_bytes(cube, best):
     assert np.array_equal(again.sigma, best.sigma)
 
 
-def test_the_published_recipe_learns_from_the_cube_itself():
+def test_integers_floats_and_huge_counts_are_the_same_method(cube, best):
+    as_bytes = spectral.denoise(cube[1].astype(np.uint16))
+    assert np.allclose(as_bytes.values, best.values, rtol=1e-4, atol=1e-6)
+    huge = spectral.denoise(cube[1].astype(np.float64) * 1e6)
+    assert np.isfinite(huge.values).all() and np.isfinite(huge.sigma).all()
+    assert huge.report["verdict"] != "pass"  # a million counts never scatter like that
+
+
+def test_results_go_where_the_caller_wants_them(cube, best, tmp_path):
+    mapped = np.lib.format.open_memmap(
+        tmp_path / "cube.npy", mode="w+", dtype=np.uint16, shape=cube[1].shape
+    )
+    mapped[:] = cube[1]
+    out = tuple(np.full(cube[1].shape, -1, dtype=np.float32) for _ in range(2))
+    estimate = spectral.denoise(mapped, out=out)
+    assert estimate.values is out[0] and estimate.sigma is out[1]
+    assert np.allclose(out[0], best.values, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="out must be"):
+        spectral.denoise(cube[1], out=(out[0][:2], out[1]))
+
+
+def test_weak_components_of_alike_elements_are_found():
+    phantom = spectrum_phantom("battery particles", 0, counts=400.0)
+    counts = np.random.default_rng(0).poisson(phantom.mean)
+    estimate = spectral.denoise(counts)
+    assert estimate.report["figures"]["rank"] >= 5
+    for window in phantom.windows:  # no line map is worse than what was counted
+        true = phantom.mean[..., window].sum(axis=2)
+        raw = ((counts[..., window].sum(axis=2) - true) ** 2).mean()
+        assert ((estimate.values[..., window].sum(axis=2) - true) ** 2).mean() < 0.6 * raw
+
+
+def test_noise_alone_has_one_spectrum():
+    mean = np.ones((40, 40, 1)) * np.linspace(0.1, 2, 60)
+    counts = np.random.default_rng(3).poisson(mean)
+    estimate = spectral.denoise(counts)
+    assert estimate.report["figures"]["components_significant"] <= 2
+    assert _gain_db(estimate, mean, counts) > 15
+
+
+def test_both_autoencoders_learn_from_the_cube_itself():
     mean = _cube(size=16, bins=40)
     counts = np.random.default_rng(0).poisson(mean)
     seen = []
-    estimate = spectral.denoise(counts, recipe="paper", fit_steps=100, progress=seen.append)
-    assert _gain_db(estimate, mean, counts) > 5
-    assert estimate.report["figures"]["fit_steps"] == 100
-    assert seen == sorted(seen) and len(seen) == 100
+    gains = {}
+    for recipe in ("autoencoder", "paper"):
+        estimate = spectral.denoise(counts, recipe=recipe, fit_steps=80, progress=seen.append)
+        gains[recipe] = _gain_db(estimate, mean, counts)
+        assert estimate.report["figures"]["fit_steps"] == 80
+        assert any("uncalibrated" in reason for reason in estimate.report["reasons"])
+    assert min(gains.values()) > 5, gains
+    assert len(seen) == 2 * 81 and seen[:81] == sorted(seen[:81])
 
 
-def test_a_contrast_image_guides(cube):
+def test_a_contrast_image_that_knows_helps(cube, best):
     mean, counts = cube
-    contrast = np.random.default_rng(1).normal(mean.sum(axis=2), 0.02)
-    for estimate in (
-        spectral.denoise(counts, contrast=contrast),
-        spectral.denoise(counts, contrast=contrast, recipe="paper", fit_steps=3),
-    ):
-        assert estimate.report["figures"]["guided"]
-        assert np.isfinite(estimate.values).all()
+    noise = np.random.default_rng(1).normal(0, 0.02, mean.shape[:2])
+    contrast = mean[..., 30] / mean[..., 30].max() + noise
+    estimate = spectral.denoise(counts, contrast=contrast)
+    assert estimate.report["figures"]["guided"]
+    assert len(estimate.report["figures"]["components_guided"]) > 0
+    assert _gain_db(estimate, mean, counts) > _gain_db(best, mean, counts)
+
+
+def test_an_unrelated_contrast_image_leaves_no_trace(cube, best):
+    mean, counts = cube
+    r, c = np.indices(mean.shape[:2])
+    stripes = (r // 4 % 2).astype(float)
+    estimate = spectral.denoise(counts, contrast=stripes)
+    change = (estimate.values - best.values).sum(axis=2)
+    trace = np.corrcoef(change.ravel() + 1e-9 * c.ravel(), stripes.ravel())[0, 1]
+    assert abs(trace) < 0.1
+    assert _gain_db(estimate, mean, counts) > _gain_db(best, mean, counts) - 0.2
+
+
+def test_a_line_that_the_result_lost_is_doubted(cube, best):
+    """Counts of a small place that no component explains are pointed at."""
+    counts = cube[1].copy()
+    counts[8:16, 8:16, 44] += 3
+    fit = compare(counts, np.ones(counts.shape[:2], dtype=bool), best.values)
+    marked = fit.doubtful(counts.shape)
+    assert marked[8:16, 8:16, 44].all()
+    assert marked.sum() == 64
+    assert not compare(cube[1], np.ones(counts.shape[:2], bool), best.values).far.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(lambda y: y * 0.3, "whole numbers"), (lambda y: y * 4, "times as much around")],
+)
+def test_counts_that_are_no_counts_are_recognised(cube, change, says):
+    estimate = spectral.denoise(change(cube[1].astype(float)))
+    assert estimate.report["verdict"] == "warn"
+    assert any(says in reason for reason in estimate.report["reasons"])
 
 
 def test_many_bins_keep_their_resolution():
@@ -98,13 +184,15 @@ def test_pixels_not_measured_stay_empty(cube):
     holed[5:9, 20:24] = np.nan
     estimate = spectral.denoise(holed)
     assert np.isnan(estimate.values[5:9, 20:24]).all()
+    assert not estimate.doubtful[5:9, 20:24].any()
+    assert estimate.report["figures"]["pixels_not_measured"] == 16
     rest = np.isfinite(holed)
     assert np.isfinite(estimate.values[rest]).all()
     gain = ((counts - mean)[rest] ** 2).mean() / ((estimate.values - mean)[rest] ** 2).mean()
     assert gain > 8
 
 
-@pytest.mark.parametrize("shape", [(1, 20, 12), (16, 16, 1), (4, 4, 30)])
+@pytest.mark.parametrize("shape", [(1, 20, 12), (16, 16, 1), (4, 4, 30), (1, 1, 7), (3, 40, 2)])
 def test_small_cubes(shape):
     counts = np.random.default_rng(0).poisson(2.0, shape)
     for estimate in (
@@ -113,15 +201,40 @@ def test_small_cubes(shape):
     ):
         assert estimate.values.shape == shape
         assert np.isfinite(estimate.values).all() and np.isfinite(estimate.sigma).all()
+        low, high = estimate.interval(0.9)
+        assert (low <= high).all()
+
+
+def test_repeats_of_one_spectrum_are_averaged_not_copied():
+    mean = np.linspace(0.5, 20, 200)
+    counts = np.random.default_rng(0).poisson(mean, (4, 4, 200))
+    estimate = spectral.denoise(counts)
+    assert _gain_db(estimate, mean, counts) > 8
+
+
+def test_one_count_in_the_whole_cube():
+    counts = np.zeros((12, 12, 20))
+    counts[3, 4, 5] = 1
+    estimate = spectral.denoise(counts)
+    assert np.isfinite(estimate.values).all()
+    assert estimate.report["verdict"] == "warn"
 
 
 def test_says_what_is_wrong():
     good = np.ones((4, 4, 8))
     with pytest.raises(ValueError, match="fits nothing"):
         spectral.denoise(good, fit_steps=10)
+    with pytest.raises(ValueError, match="recipe must be"):
+        spectral.denoise(good, recipe="other")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=">= 0"):
         spectral.denoise(-good)
     with pytest.raises(ValueError, match="no counts"):
         spectral.denoise(np.zeros((4, 4, 8)))
+    with pytest.raises(ValueError, match="no counts"):
+        spectral.denoise(np.full((4, 4, 8), np.nan))
+    with pytest.raises(ValueError, match="real numbers"):
+        spectral.denoise(good.astype(complex))
     with pytest.raises(ValueError, match="contrast has shape"):
         spectral.denoise(good, contrast=np.ones((3, 3)))
+    with pytest.raises(ValueError, match="no finite value"):
+        spectral.denoise(good, contrast=np.full((4, 4), np.nan))
