@@ -6,7 +6,7 @@ MAPS.npz holds maps of equal shape, one for each element, sharp and bright enoug
 truth: the shipped factors come from six electron-probe maps of a section of the Zagami meteorite, a kind that no
 network here was trained on and no figure is measured with. They are averaged over 4 x 4 pixels, cut into fields
 of 120 x 120, counted through a box probe, super-resolved, and the intervals widened until those at 90 %
-hold 90 % of the pixels.
+hold 90 % of the pixels of each field and exposure.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def _fields(path: Path) -> list[np.ndarray]:
 
 def _widening(fields: list[np.ndarray], factor: int) -> tuple[float, float]:
     """Factor on the intervals, and the share they hold without it."""
-    needed = []
+    needed, held = [], []
     for index, fine in enumerate(fields):
         for peak in _PEAKS:
             rng = np.random.default_rng([index, factor, int(peak)])
@@ -75,9 +75,14 @@ def _widening(fields: list[np.ndarray], factor: int) -> tuple[float, float]:
             low, high = found.interval(0.9)
             error = fine * peak - found.values
             reach = np.where(error < 0, found.values - low, high - found.values)
-            needed.append((np.abs(error) / np.maximum(reach, 1e-6)).ravel())
-    ratio = np.concatenate(needed)
-    return float(np.quantile(ratio, 0.9)), float(np.mean(ratio <= 1))
+            ratio = np.abs(error) / np.maximum(reach, 1e-6)
+            needed.append(float(np.quantile(ratio, 0.9)))
+            held.append(float(np.mean(ratio <= 1)))
+            print(
+                f"  field {index}, peak {peak:g}: {held[-1]:.3f}, by {needed[-1]:.3f}", flush=True
+            )
+    # An interval has to hold in the run at hand, not over runs: the worst of them decides.
+    return max(1.0, *needed), float(np.mean(held))
 
 
 if __name__ == "__main__":

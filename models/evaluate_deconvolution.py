@@ -14,6 +14,7 @@ from inscan.models.superres_input import ForwardModel
 
 __all__ = ["evaluate_deconvolution"]
 
+_ELEMENTS = 3  # of the sample: the oracles are slow
 _STEPS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 _EDGES = 50  # fewer pixels are no edge to measure
 _RATIOS = np.geomspace(1e-3, 1.0, 10)
@@ -48,7 +49,7 @@ def evaluate_deconvolution(
     """
     scores: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:
-        truth = fine_truth(sample, seed).astype(np.float64)
+        truth = fine_truth(sample, seed)[:_ELEMENTS].astype(np.float64)
         rulers = [edge_ruler(true) for true in truth]
         forward = ForwardModel(1, width, "point")
         rng = np.random.default_rng([seed, int(peak), 50])

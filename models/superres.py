@@ -35,7 +35,7 @@ from inscan.models.superres_input import ForwardModel, Sampling, checked_maps, m
 from inscan.models.superres_paper import network_of_paper, paper_spread, paper_upscale
 from inscan.models.superres_run import network_of, run_network
 from inscan.models.superres_trust import SpreadTable, judge
-from inscan.models.weights import Weights, load_weights
+from inscan.models.weights import SHIPPED, Weights, load_weights
 
 __all__ = ["deconvolve", "upscale"]
 
@@ -76,8 +76,9 @@ def upscale(
         Of the one random change that measures how far the result follows the noise, and of the
         thinning where a probe is taken out. The values of a box scan do not depend on it.
     recipe : {"best", "paper"}
-        "paper": the published network and nothing else (`superres_paper`). "best" averages over
-        the symmetries of the square and restores each element's total.
+        "paper": the published network and nothing else (`superres_paper`); where its weights are
+        not there they have to be trained and given. "best" averages over the symmetries of the
+        square and restores each element's total.
     weights : Weights, optional
         Instead of the shipped ones: born from a beamline's own pairs (`train_pairs`), or trained
         longer. The report names the runs they were born of.
@@ -107,8 +108,7 @@ def upscale(
     beam = probe if probe is None or np.ndim(probe) == 0 else np.asarray(probe, dtype=np.float64)
     forward = ForwardModel(factor, beam, sampling)  # type: ignore[arg-type]
     if weights is None:
-        kind = "superres_paper" if recipe == "paper" else "superres"
-        weights = load_weights(f"{kind}_x{factor}")
+        weights = _shipped(recipe, factor)
     on = choose_device(device)
     run = _runner(weights, factor, recipe, on)
     report: dict[str, Any] = {
@@ -173,6 +173,18 @@ def upscale(
     sigma = np.where(fine_mask, sigma, np.nan).astype(np.float32)
     report["wall_time_s"] = round(time.perf_counter() - began, 3)
     return Estimate(values, sigma, report, table.calibration(bins), doubtful)
+
+
+def _shipped(recipe: Recipe, factor: int) -> Weights:
+    if recipe == "best":
+        return load_weights(f"superres_x{factor}")
+    name = f"superres_paper_x{factor}"
+    if not (SHIPPED / f"{name}.safetensors").is_file():
+        raise ValueError(
+            f"no weights of the published recipe at {factor}x are shipped: train them "
+            "(inscan.models.superres_paper.train_paper) and give them as `weights`"
+        )
+    return load_weights(name)
 
 
 def _runner(weights: Weights, factor: int, recipe: Recipe, device: torch.device) -> _Run:

@@ -96,6 +96,10 @@ class PaperNetwork(nn.Module):
             stages += [nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.ReLU()]
         self.upsample = nn.Sequential(*stages)
         self.tail = nn.Conv2d(width, elements, 3, padding=1)
+        # Training starts from bicubic, whose correction is what the recipe learns.
+        nn.init.zeros_(self.tail.weight)
+        assert self.tail.bias is not None
+        nn.init.zeros_(self.tail.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """From (batch, element, row, col), each divided by its scale, to the fine maps."""

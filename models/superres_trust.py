@@ -274,19 +274,24 @@ def judge(
     left = degrees_of_freedom(estimate, maps, forward, seed)
     chi2, flux = folded_figures(values, maps, mask, forward, left)
     figures = report["figures"]
-    figures["consistency_chi2"] = [round(float(c), 4) for c in chi2]
-    figures["share_of_noise_followed"] = [round(float(1 - share), 4) for share in left]
-    figures["flux_bias"] = [round(float(f), 5) for f in flux]
+    figures["consistency_chi2"] = _rounded(chi2)
+    figures["share_of_noise_followed"] = _rounded(1 - left)
+    figures["flux_bias"] = _rounded(flux)
     # What scatters by chance: reduced chi square of n pixels has a spread of root 2 / n.
     slack = 4 * np.sqrt(2 / max(int(mask.sum()), 1))
-    low, high = _CONSISTENT[0] - slack, _CONSISTENT[1] + slack
-    for e in np.flatnonzero((chi2 < low) | (chi2 > high)):
+    low = _CONSISTENT[0] - slack
+    # And what sigma admits: an error of the mean over a coarse pixel is at most that of its pixels.
+    counted = np.maximum(left * maps[:, mask].sum(axis=1, dtype=np.float64), 1e-9)
+    admitted = forward.apply(np.square(sigma))[:, mask].sum(axis=1) / counted
+    high = _CONSISTENT[1] + slack + admitted
+    figures["consistency_chi2_admitted"] = _rounded(high)
+    for e in np.flatnonzero((maps[:, mask].sum(axis=1) > 0) & ((chi2 < low) | (chi2 > high))):
         report["verdict"] = "warn"
         what = "is closer to the counts than noise lets it be" if chi2[e] < 1 else "disagrees with"
         what += "" if chi2[e] < 1 else " the counts it came from"
         report["reasons"].append(
             f"element {e}: folded back, the result {what} (reduced chi square {chi2[e]:.2f}, "
-            f"expected {low:.2f} to {high:.2f})"
+            f"expected {low:.2f} to {high[e]:.2f})"
         )
     if (~mask).any():
         figures["pixels_not_measured"] = int((~mask).sum())
@@ -304,6 +309,10 @@ def judge(
     share = float(doubtful[inside].mean()) if inside.any() else 0.0
     report["doubt"] = {"share": round(share, 5), "reasons": reasons}
     return doubtful
+
+
+def _rounded(values: NDArray[np.floating]) -> list[float]:
+    return [round(float(value), 5) for value in values]
 
 
 def _fine(coarse: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:

@@ -60,10 +60,7 @@ def test_the_published_network_has_sixteen_normalised_blocks():
     net = PaperNetwork(4, elements=3, width=8)
     assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules()) == 32
     assert sum(isinstance(m, torch.nn.PixelShuffle) for m in net.modules()) == 2
-    # A residual on bicubic: with an empty last layer nothing else is left.
-    torch.nn.init.zeros_(net.tail.weight)
-    assert net.tail.bias is not None
-    torch.nn.init.zeros_(net.tail.bias)
+    # A correction of bicubic, which it starts from.
     x = torch.rand(2, 3, 6, 7)
     assert torch.allclose(net.eval()(x), bicubic(x, 4), atol=1e-6)
     with pytest.raises(ValueError, match="factor"):
@@ -88,6 +85,7 @@ def test_the_published_recipe_trains_and_serves(tmp_path):
     assert paper_upscale(again, counts, device).shape == (8, 24, 20)
     estimate = superres.upscale(counts, factor=2, recipe="paper", weights=weights)
     assert estimate.report["recipe"] == "paper" and np.isfinite(estimate.sigma).all()
+    assert estimate.report["weights"] == "superres_paper_x2"
     with pytest.raises(ValueError, match="published recipe"):
         network_of_paper(load_weights("superres_x2"), 2)
     with pytest.raises(ValueError, match="pool"):
