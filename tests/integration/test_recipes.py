@@ -70,7 +70,7 @@ def test_a_map_has_its_doubt_beside_its_sigma(counts: dict[str, np.ndarray]) -> 
 
 
 def test_only_first_results_name_regions(counts: dict[str, np.ndarray]) -> None:
-    wanted = {"rescan": RESCAN | {"targets": ["spots"], "min_score": 0.5}}
+    wanted: dict[str, Any] = {"rescan": RESCAN | {"targets": ["spots"], "min_score": 0.5}}
     first = process(job("n2n", **wanted), counts, silent)
     assert first.regions and all(region["target"] == "spots" for region in first.regions)
     for other in (

@@ -1,5 +1,6 @@
 """Results on their way into a real Tiled: its own process, HTTP, a journal and result files on disk."""
 
+import hashlib
 import logging
 import signal
 import socket
@@ -22,9 +23,10 @@ from inscan.service.commit import Committer, DamagedResult
 from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox
 from inscan.service.messages import InferenceJob, InferenceResult, derived_uid, job_key
-from inscan.service.processed import Processed, ResultArray
+from inscan.service.processed import BornWeights, Processed, ResultArray
 from inscan.service.result_file import write_result
 from inscan.service.result_view import describe
+from inscan.service.shelf import Shelf, birth_of
 from inscan.service.tiled_http import PROCESSED, TiledHTTP, TiledRefusedKey
 from inscan.service.tiled_server import EmbeddedTiled, TiledServerError
 from inscan.service.tiled_sources import axes_path
@@ -89,7 +91,14 @@ def runs(tiled: EmbeddedTiled) -> Iterator[Any]:
 
 
 def make(
-    folder: Path, run_uid: str, *, seed: int = 0, rows: int = ROWS, **meta: Any
+    folder: Path,
+    run_uid: str,
+    *,
+    seed: int = 0,
+    rows: int = ROWS,
+    verdict: str = "pass",
+    weights: BornWeights | None = None,
+    **meta: Any,
 ) -> tuple[InferenceJob, InferenceResult]:
     """A job and its result, the file written as a worker writes it."""
     rng = np.random.default_rng(seed)
@@ -100,10 +109,10 @@ def make(
         )
     ]
     maps.append(ResultArray("measured", ("row", "col"), "", rng.random((rows, COLS)) > 0.2))
-    report = {"method": "n2n", "verdict": "pass", "reasons": [], "weights_sha256": "ab" * 32}
+    report = {"method": "n2n", "verdict": verdict, "reasons": [], "weights_sha256": "ab" * 32}
     key = job_key(run_uid, "primary", "n2n", {"fit_steps": 0})
     path = folder / "results" / f"{key}.h5"
-    digest = write_result(path, Processed(maps, report), {"key": key})
+    digest = write_result(path, Processed(maps, report, weights=weights), {"key": key})
     job = InferenceJob(
         key=key,
         run_uid=run_uid,
@@ -214,6 +223,40 @@ def test_a_result_is_found_and_read_as_it_was_written(
         schema_validators[DocumentNames[name]].validate(dict(doc))
     assert (names[0], names[-1], names.count("stream_datum")) == ("start", "stop", 6)
     assert runs[41].start["uid"] == outcome["result_uid"]
+
+
+def test_weights_fitted_to_a_run_are_kept_unless_its_result_is_blocked(
+    tiled: EmbeddedTiled,
+    folder: Path,
+    tmp_path: Path,
+    journal: Journal,
+    mailbox: Mailbox,
+    until: Until,
+) -> None:
+    line: dict[str, Any] = {"sample": {"name": "cells"}, "detector": "xs_fly"}
+    line |= {"profile": "sim_xrf", "elements": ELEMENTS}
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        ("run-kept", "pass", line),
+        ("run-blocked", "block", line),
+        ("run-nameless", "pass", line | {"sample": None}),
+    ]
+    for number, (uid, verdict, meta) in enumerate(cases):
+        blob = bytes([number]) * 64
+        card: dict[str, Any] = {"sha256": hashlib.sha256(blob).hexdigest()}
+        card["born_of"] = birth_of(meta | {"run_uid": uid, "start_time": float(number)})
+        weights = BornWeights(blob, card)
+        job, result = make(folder, uid, seed=number, weights=weights, verdict=verdict, **meta)
+        computed(journal, job, result)
+    heard: list[str] = []
+    shelf = Shelf(tmp_path / "weights")
+    target = Target(tiled.uri, tiled.api_key, readable=(folder / "results",))
+    writer = writer_for(journal, mailbox, target, folder, heard, shelf=shelf)
+    writer.start()
+    until(lambda: len(heard) == 3)
+    assert writer.stop()
+    assert [kept.born_of["raw_uid"] for kept in shelf.all()] == ["run-kept"]
+    found = shelf.latest(line | {"run_uid": "run-next"})
+    assert found is not None and found.read().blob == bytes(64)
 
 
 def test_a_second_commit_meets_the_first(runs: Any, folder: Path, committer: Committer) -> None:
