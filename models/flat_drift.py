@@ -185,7 +185,7 @@ def empty_pixels(data: NDArray[np.floating]) -> NDArray[np.bool_]:
     if near.mean() < _LEAST_SHARE:
         return np.zeros(mean.shape, dtype=np.bool_)
     # The open beam is the brightest broad level; the sample's rims lie below it.
-    middle = float(np.median(mean[near & (mean > np.quantile(mean[near], 0.3))]))
+    middle = float(np.median(mean[near & (mean >= np.quantile(mean[near], 0.3))]))
     spread = 1.4826 * float(np.median(np.abs(mean[near] - middle)))
     turned = 1.4826 * float(np.median(np.abs(change[near] - np.median(change[near]))))
     empty: NDArray[np.bool_] = np.abs(mean - middle) < max(3 * min(spread, 0.01), 0.004)

@@ -27,7 +27,7 @@ def filled(data: NDArray[np.floating], there: NDArray[np.bool_]) -> NDArray[np.f
     spectrum = known.sum(axis=(1, 2)) / np.maximum(count, 1)
     expected = np.tensordot(spectrum, there.astype(np.float32), axes=1)
     share = np.where(np.abs(expected) > 0, known.sum(axis=0) / np.where(expected, expected, 1), 1)
-    share = nearest_measured(share.astype(np.float32)[None], ~there.any(axis=0))[0]
+    share = nearest_measured(share.astype(np.float32)[None], np.asarray(~there.any(axis=0)))[0]
     return np.where(there, known, spectrum[:, None, None] * share).astype(np.float32)
 
 

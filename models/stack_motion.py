@@ -364,11 +364,11 @@ def _centre(shift: NDArray[np.float64]) -> NDArray[np.float64]:
 def _relative(energies: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distance of energies from their middle, in units of it."""
     middle = float(energies.max() + energies.min()) / 2
-    return (np.asarray(energies, dtype=np.float64) - middle) / middle
+    return np.asarray((energies - middle) / middle, dtype=np.float64)
 
 
 def _centred(size: int) -> NDArray[np.float64]:
-    return np.arange(size) - (size - 1) / 2
+    return np.arange(size, dtype=np.float64) - (size - 1) / 2
 
 
 def _taper(size: int) -> NDArray[np.float64]:

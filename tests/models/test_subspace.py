@@ -1,11 +1,17 @@
 """Energy stacks: better chemistry, true sigma, honest verdicts, any input."""
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from inscan.models import subspace
+from inscan.models import gram as gram_module
+from inscan.models import stack_resample, subspace
 from inscan.models.gram import GramAccumulator
+from inscan.models.infer import load_denoiser
+from inscan.models.stack_cases import counted, noisy_stack
 from inscan.models.xanes import edge_energy, optical_density
 from inscan.profiles.samples import battery_xanes, ni_energies_ev
 
@@ -192,3 +198,81 @@ def test_says_what_is_wrong():
         subspace.denoise(good, variance=np.zeros((3, 4, 4)))
     with pytest.raises(ValueError, match="recipe"):
         subspace.denoise(good, recipe="other")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("counts", "read"), [(200.0, 0.0), (60.0, 6.0)])
+def test_counting_and_mixed_noise_by_their_variance(counts, read):
+    case = counted(1, counts, read_noise=read, chemistry="smooth", count=40, size=80)
+    estimate = subspace.denoise(case.noisy, variance=case.variance)
+    assert _rms(estimate.values - case.clean) < 0.3 * _rms(case.noisy - case.clean)
+    assert estimate.report["figures"]["noise_ratio"] == pytest.approx(1, abs=0.1)
+    low, high = estimate.interval(0.9)
+    assert 0.8 < np.mean((low <= case.clean) & (case.clean <= high)) < 0.99
+
+
+def test_weak_components_are_not_left_shrunk():
+    case = noisy_stack(2, 40.0, chemistry="fine", energies=ENERGIES, size=112)
+    estimate = subspace.denoise(case.noisy)
+    figures = estimate.report["figures"]
+    assert figures["rank"] >= 2 and figures["unshrunk"][0] == 1
+    assert 1 < max(figures["unshrunk"]) < 1.41
+    v = np.linalg.svd(case.clean.reshape(len(ENERGIES), -1), full_matrices=False)[0][:, 1]
+    truth = np.tensordot(v, case.clean, axes=1)
+    found = np.tensordot(v, estimate.values, axes=1)
+    assert np.polyfit(truth.ravel(), found.ravel(), 1)[0] > 0.85
+
+
+def test_a_stack_larger_than_memory_leaves_little_in_it(monkeypatch, tmp_path):
+    for module in (subspace, gram_module):
+        monkeypatch.setattr(module, "_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(stack_resample, "_SCRATCH", 0)
+    shape = (80, 160, 160)
+    path = tmp_path / "stack.npy"
+    stack = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    rng = np.random.default_rng(0)
+    amount = np.sin(np.arange(160) / 7)[:, None] * np.cos(np.arange(160) / 9)
+    for index in range(shape[0]):
+        level = 0.5 + index / shape[0] * amount
+        stack[index] = level + 0.05 * rng.standard_normal(shape[1:])
+    out = tuple(
+        np.lib.format.open_memmap(tmp_path / name, "w+", np.float32, shape)
+        for name in ("values.npy", "sigma.npy")
+    )
+    denoiser = load_denoiser("cpu")
+    tracemalloc.start()
+    gram = GramAccumulator(stack)
+    for frames in range(20, 81, 20):
+        gram.advance(frames)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.35 * stack.nbytes
+    estimate = subspace.denoise(
+        stack, gram=gram, register="never", out=(out[0], out[1]), denoiser=denoiser
+    )
+    assert estimate.values is out[0]
+    assert np.isfinite(out[0]).all()
+
+
+def test_doubts_what_noise_does_not_explain(transmission, result):
+    _, estimate = result
+    assert estimate.doubtful is not None and estimate.doubtful.shape == estimate.values.shape
+    assert estimate.report["doubt"]["share"] < 0.02
+    odd = _noisy(transmission, 0.02)
+    # A speck that flickers from pixel to pixel as noise would, ten times as strong.
+    odd[:, 40:50, 40:50] += 0.3 * np.random.default_rng(9).standard_normal((1, 10, 10))
+    doubted = subspace.denoise(odd, variance=0.02**2)
+    assert doubted.doubtful is not None
+    inside, rest = doubted.doubtful[:, 42:48, 42:48], doubted.doubtful[:, :30]
+    assert inside.mean() > 5 * rest.mean()
+    assert doubted.report["doubt"]["reasons"] or not doubted.doubtful.any()
+
+
+def test_the_noise_of_a_measured_stack_is_not_called_white():
+    path = Path(__file__).parents[3] / "shared" / "data" / "stxm_als_FeL_123x150x150.npz"
+    if not path.is_file():
+        pytest.skip(f"measured data are not here: {path.name}")
+    with np.load(path, allow_pickle=False) as file:
+        frames = next(file[name] for name in file.files if file[name].ndim == 3)
+    estimate = subspace.denoise(frames[20:80, 30:110, 30:110], register="never")
+    assert estimate.report["verdict"] == "warn"
+    assert "not white" in " ".join(estimate.report["reasons"])
