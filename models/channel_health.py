@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from scipy.special import expit
 
-__all__ = ["BLOCK", "Misfit", "blocks", "gain_field", "misfit", "scatter"]
+__all__ = ["Misfit", "block_side", "blocks", "gain_field", "misfit", "noise_ratio", "scatter"]
 
-BLOCK = 8  # pixels on a side, pooled so that low counts still tell a sick channel from noise
+_BLOCK = 8  # pixels on a side, pooled so that low counts still tell a sick channel from noise
+_BLOCKS = 6  # along the shorter side, at least
 _SIGNIFICANT = 40.0  # gain in deviance for five coefficients; noise gives 5 +- 3
 _LEAST_COUNTS = 2000.0
 _WINDOW = 7  # pixels; slower differences between channels are geometry, not noise
@@ -37,10 +38,15 @@ class Misfit:
     z: float
 
 
+def block_side(shape: tuple[int, ...]) -> int:
+    """Side of the blocks that counts are pooled in, pixels: smaller on small maps."""
+    return max(1, min(_BLOCK, min(shape[-2:]) // _BLOCKS))
+
+
 def blocks(image: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Sums over blocks of `BLOCK` pixels; a last, smaller block takes what is left over."""
-    rows = np.arange(0, image.shape[0], BLOCK)
-    cols = np.arange(0, image.shape[1], BLOCK)
+    """Sums over blocks of `block_side` pixels; a last, smaller block takes what is left over."""
+    side = block_side(image.shape)
+    rows, cols = np.arange(0, image.shape[0], side), np.arange(0, image.shape[1], side)
     return np.add.reduceat(np.add.reduceat(image.astype(np.float64), rows, axis=0), cols, axis=1)
 
 
@@ -71,10 +77,11 @@ def gain_field(
     """
     total = one + others
     seen = (total > 0) & (ratio > 0)
-    if total[seen].sum() < _LEAST_COUNTS or seen.sum() < 12 or min(shape) < 2 * BLOCK:
+    if total[seen].sum() < _LEAST_COUNTS or seen.sum() < 12:
         return None
-    rows = np.minimum(np.arange(one.shape[0]) * BLOCK + BLOCK / 2, shape[0]) / shape[0]
-    cols = np.minimum(np.arange(one.shape[1]) * BLOCK + BLOCK / 2, shape[1]) / shape[1]
+    side = block_side(shape)
+    rows = np.minimum((np.arange(one.shape[0]) + 0.5) * side, shape[0]) / shape[0]
+    cols = np.minimum((np.arange(one.shape[1]) + 0.5) * side, shape[1]) / shape[1]
     design = _polynomial(*np.meshgrid(rows, cols, indexing="ij"))[:, seen]
     y, n, offset = one[seen], total[seen], np.log(ratio[seen])
     full = _fit(design, y, n, offset)
@@ -162,18 +169,65 @@ def scatter(
     float, float
         1 for Poisson counts, and the standard error of that.
     """
-    seen = ratio > 0
-    share = np.where(seen, ratio / (1 + ratio), 0.0)
-    total = np.where(seen, one + others, 0.0).astype(np.float64)
-    rest = np.where(seen, one, 0.0) - share * total
+    rest, variance = _differences(one, others, ratio)
+    expected = float(variance.sum())
     if min(rest.shape) >= _WINDOW:
         # Slow differences go; white noise keeps all but a 49th of its variance.
         rest = rest - uniform_filter(rest, _WINDOW, mode="mirror")
-    kept = 1 - 1 / _WINDOW**2 if min(rest.shape) >= _WINDOW else 1.0
-    variance = (share * (1 - share) * total)[seen]
-    expected = kept * float(variance.sum())
+        expected *= 1 - 1 / _WINDOW**2
     if expected < 50:
         return 1.0, np.inf
-    value = float((rest[seen] ** 2).sum()) / expected
+    value = float((rest[ratio > 0] ** 2).sum()) / expected
     error = np.sqrt(float((2 * variance**2 + variance).sum())) / expected
     return value, float(error)
+
+
+def noise_ratio(
+    one: NDArray[np.floating], others: NDArray[np.floating], ratio: NDArray[np.floating]
+) -> tuple[float, float]:
+    """Variance of the noise alone over that of counts, with the channels' different views taken off.
+
+    Noise of scaled or averaged counts has a variance in proportion to the mean; views that differ
+    by some percent have one in proportion to its square. The squares of the differences over the
+    counting variance are therefore a straight line in that variance, and noise is where it starts.
+
+    Parameters
+    ----------
+    one, others, ratio
+        As for `scatter`.
+
+    Returns
+    -------
+    float, float
+        1 for Poisson counts, and the standard error of that; infinite where counts are as good as
+        the same everywhere, so that the two cannot be told apart.
+    """
+    rest, variance = _differences(one, others, ratio)
+    bright = variance > 0.02
+    if bright.sum() < 30:
+        return 1.0, np.inf
+    v = variance[bright]
+    q = rest[bright] ** 2 / v
+    # A difference of views makes the scatter of q grow; one count of it is Poisson's own.
+    weight = v / (1 + 2 * v)
+    centre, spread, slope, start = 0.0, 1.0, 0.0, 1.0
+    for _ in range(3):
+        centre = float(np.average(v, weights=weight))
+        spread = float((weight * (v - centre) ** 2).sum())
+        if spread <= 0:
+            return 1.0, np.inf
+        slope = max(float((weight * (v - centre) * q).sum()) / spread, 0.0)
+        start = float(np.average(q, weights=weight)) - slope * centre
+        weight = v / (1 + 2 * v * np.maximum(start + slope * v, 0.05) ** 2)
+    inverse = 1 / float(weight.sum()) + (centre**2 / spread if slope > 0 else 0.0)
+    return start, float(np.sqrt(inverse))
+
+
+def _differences(
+    one: NDArray[np.floating], others: NDArray[np.floating], ratio: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A channel's differences from its share, 0 where not measured, and their counting variance."""
+    seen = ratio > 0
+    share = np.where(seen, ratio / (1 + ratio), 0.0)
+    total = np.where(seen, one + others, 0.0).astype(np.float64)
+    return np.where(seen, one, 0.0) - share * total, share * (1 - share) * total

@@ -9,12 +9,13 @@ mean image: where they differ (topography seen from two sides, shadows) the sum 
 their views, its counts are Poisson still, and the notes say so.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inscan.models.channel_health import blocks, gain_field, misfit, scatter
+from inscan.models.channel_health import blocks, gain_field, misfit, noise_ratio, scatter
 
 __all__ = ["ChannelSum", "sum_channels"]
 
@@ -26,6 +27,8 @@ _DRIFT = 2.5  # change of gain over the map that geometry does not explain
 _UNEVEN = 1.3  # worth a remark
 _NOISY = 2.0  # times the scatter of the typical channel
 _SURE = 6.0  # standard errors
+
+_Test = Callable[[NDArray, NDArray, NDArray], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class ChannelSum:
     unevenness : ndarray of float64, shape (channel,)
         Largest over smallest gain of each channel over the field, 1 where the data show no change.
     scatter : float
-        Variance between the used channels over that of Poisson counts; 1 for a single channel.
+        Variance of the noise between the used channels over that of Poisson counts, different
+        views of the sample taken off; 1 for a single channel.
     scatter_error : float
         Its standard error; infinite for a single channel.
     """
@@ -94,7 +98,7 @@ def sum_channels(counts: NDArray[np.float32], exposure: NDArray[np.float32]) -> 
         even += gain
     # Relative to all channels at full exposure: a gain field by itself changes nothing.
     together /= np.maximum(even, 1e-12)
-    spread, error = checked.scatter(used)
+    spread, error = checked.noise(used)
     return ChannelSum(
         total, together.astype(np.float32), gains, used, tuple(notes), unevenness, spread, error
     )
@@ -242,11 +246,11 @@ class _Checked:
             )
         return notes
 
-    def scatter(self, used: NDArray[np.bool_]) -> tuple[float, float]:
-        """Scatter between the used channels over counting noise, and its standard error."""
+    def noise(self, used: NDArray[np.bool_]) -> tuple[float, float]:
+        """Noise between the used channels over counting noise, and its standard error."""
         if used.sum() < 2:
             return 1.0, np.inf
-        each = [self._scatter(int(c), used) for c in np.flatnonzero(used)]
+        each = [self._scatter(int(c), used, noise_ratio) for c in np.flatnonzero(used)]
         values, errors = np.array(each).T
         return float(values.mean()), float(errors.mean() / np.sqrt(max(used.sum() - 1, 1)))
 
@@ -261,12 +265,14 @@ class _Checked:
         ratio = self._ratio(lit, self.lit[others].sum(axis=0))
         return misfit(self.pooled[channel], self.pooled[others].sum(axis=0), ratio)
 
-    def _scatter(self, channel: int, used: NDArray[np.bool_]) -> tuple[float, float]:
+    def _scatter(
+        self, channel: int, used: NDArray[np.bool_], test: _Test = scatter
+    ) -> tuple[float, float]:
         others = self._others(channel, used)
         one, rest = self.counts[channel], self.counts[others].sum(axis=0)
         ratio = self._ratio(self.light[channel], self.light[others].sum(axis=0))
         share = one.sum() / max(float((rest * ratio).sum()), 1e-12)
-        return scatter(one, rest, ratio * share)
+        return test(one, rest, ratio * share)
 
     @staticmethod
     def _ratio(one: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

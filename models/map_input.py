@@ -17,6 +17,7 @@ __all__ = ["MapInput", "checked_input", "checked_like", "counting_unit", "read_o
 
 _CLEAR = 0.15  # relative departure of variance over mean from 1 that is acted on
 _SURE = 6.0  # standard errors
+_NOISIEST = 8.0  # more than that between channels is no noise of counters: their views differ
 _SMOOTH = 0.8  # variance over mean below this is never structure
 
 
@@ -220,7 +221,8 @@ def read_off_scatter(summed: ChannelSum, whole: bool) -> tuple[float, str | None
     """
     ratio, error = summed.scatter, summed.scatter_error
     if np.isfinite(error):
-        if abs(ratio - 1) > _CLEAR and abs(ratio - 1) > _SURE * error:
+        clear = abs(ratio - 1) > _CLEAR and abs(ratio - 1) > _SURE * error
+        if clear and 0.01 < ratio < _NOISIEST:
             return ratio, (
                 f"between channels the counts scatter {ratio:.2f} times as wide as Poisson counts "
                 "(in variance): they were scaled, averaged or are noisy; treated with that noise"

@@ -128,3 +128,28 @@ def test_correction_goes_into_the_exposure():
     np.testing.assert_array_equal(data.counts, counts)
     np.testing.assert_allclose(data.exposure, np.broadcast_to(1 / factor, counts.shape), rtol=1e-6)
     assert data.whole and data.unit == 1.0
+
+
+@pytest.mark.parametrize("shape", [(15, 15), (96, 80)])
+def test_views_that_differ_are_not_taken_for_noise(shape):
+    """Two detectors, high counts, topography of a few percent: noise is still counting noise."""
+    rng = np.random.default_rng(0)
+    mean = 10 ** rng.uniform(1.5, 4, (3, *shape))
+    tilt = rng.normal(0, 0.05, shape)
+    counts = measured(np.stack([mean * (1 + tilt), mean * (1 - tilt)]))
+    found = add(counts)
+    ratio, _ = read_off_scatter(found, whole=True)
+    assert found.used.all() and ratio == 1.0
+    # Differences from pixel to pixel average out over the blocks of a larger map.
+    assert any("do not see one mean image" in note for note in found.notes) == (shape == (15, 15))
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.8])
+def test_noise_is_told_from_views(factor):
+    rng = np.random.default_rng(0)
+    mean = 10 ** rng.uniform(1.5, 3, (2, 64, 64))
+    views = np.stack([mean * 1.02, mean * 0.98])
+    noisy = views + np.sqrt(factor * views) * rng.standard_normal(views.shape)
+    found = add(np.maximum(noisy, 0).astype(np.float32))
+    assert found.scatter == pytest.approx(factor, rel=0.12)
+    assert found.scatter == pytest.approx(factor, abs=5 * found.scatter_error)
