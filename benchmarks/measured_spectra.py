@@ -11,13 +11,25 @@ from inscan.models import spectral
 
 __all__ = ["eds", "pansharpening", "repeated_spectra", "velox"]
 
-# File, name, most bins, window (keV) of the line shown. The largest is cut in bins, not in pixels.
+# File, name, most bins, window (keV) of the line shown, picture. The largest is cut in bins.
 _CUBES = (
-    ("eds_88ES_80x80", "SEM EDS, 88ES, 80 x 80", 1024, (1.65, 1.85)),
-    ("eds_fept_core_shell_64x64", "STEM EDS, FePt core-shell, 64 x 64", 1024, (6.25, 6.55)),
-    ("eds_sio2_particles_128x128", "EDS, SiO2 particles, 128 x 128", 512, (1.65, 1.85)),
-    ("eds_bruker_50x50", "SEM EDS, 50 x 50", 1024, (1.65, 1.85)),
-    ("eds_ncem_idp_t0_256x256", "STEM EDS, dust particle, 256 x 256", 256, (1.65, 1.85)),
+    ("eds_88ES_80x80", "SEM EDS, 88ES, 80 x 80", 1024, (1.65, 1.85), "eds_88es"),
+    (
+        "eds_fept_core_shell_64x64",
+        "STEM EDS, FePt core-shell, 64 x 64",
+        1024,
+        (6.25, 6.55),
+        "eds_fept",
+    ),
+    ("eds_sio2_particles_128x128", "EDS, SiO2 particles, 128 x 128", 512, (1.65, 1.85), ""),
+    ("eds_bruker_50x50", "SEM EDS, 50 x 50", 1024, (1.65, 1.85), ""),
+    (
+        "eds_ncem_idp_t0_256x256",
+        "STEM EDS, dust particle, 256 x 256",
+        256,
+        (1.65, 1.85),
+        "eds_dust",
+    ),
 )
 _ALONG = (0.0, 1.0)
 _WIDTHS = (0.8, 1.3, 2.2, 4.0)
@@ -26,11 +38,11 @@ _WIDTHS = (0.8, 1.3, 2.2, 4.0)
 def eds(data: Path, pictures: Path) -> list[Result]:
     """Half of the counts, thinned, predicts the rest, voxel by voxel and line by line."""
     results = []
-    for file, name, bins, window in _CUBES:
+    for file, name, bins, window, drawn in _CUBES:
         cube = read_eds(data / f"{file}.npz", bins)
-        # Odd detectors of the first file: nothing is cut but the bins.
         seen, held = _halves(cube.counts, 0.5, 0)
-        results += _thinned(name, cube, seen, held, window, pictures / f"{file[:12]}.png")
+        path = pictures / f"{drawn}.png" if drawn else None
+        results += _thinned(name, cube, seen, held, window, path)
     cube = read_eds(data / "eds_bruker_30x30_highcounts.npz")
     seen, held = _halves(cube.counts, 0.005, 0)
     name = "SEM EDS, 30 x 30, 0.5 % of its counts"
