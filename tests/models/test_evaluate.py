@@ -1,6 +1,7 @@
 """The evaluation measures what it says: on answers whose score is known."""
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_stored_figures_stand_beside_ours_for_the_same_seeds(tmp_path):
 
 
 def test_families_are_compared_seed_by_seed():
-    def several(dwell, flux):
+    def several(dwell: dict[int, float], flux: float) -> dict[int, Mapping[str, float]]:
         return {seed: {"dwell": d, "flux %": flux} for seed, d in dwell.items()}
 
     tables = {

@@ -49,7 +49,7 @@ def test_noise_widens_nothing_on_average():
     truth = 1 + 9 * half_plane(0.6)
     ruler = edge_ruler(truth)
     rng = np.random.default_rng(0)
-    ratios = [ruler.ratio(rng.poisson(truth)) for _ in range(12)]
+    ratios = [ruler.ratio(rng.poisson(truth).astype(float)) for _ in range(12)]
     assert np.mean(ratios) == pytest.approx(1, abs=0.08)
     soft = [ruler.ratio(gaussian_filter(rng.poisson(truth).astype(float), 1)) for _ in range(4)]
     expected = np.hypot(ruler.width, FWHM) / ruler.width
