@@ -1,6 +1,7 @@
 """One job in, one processed result out: the only module that knows both the spool's arrays and the models."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -93,6 +94,9 @@ def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     results = _with_interval(estimate, raw, _MAP, "counts/s", names)
     results.append(ResultArray("measured", _PLANE, "", measured))
     report = _report(job, estimate)
+    report["reasons"] = _named(report.get("reasons", []), names)
+    if (doubt := report.get("doubt")) is not None:
+        report["doubt"] = doubt | {"reasons": _named(doubt["reasons"], names)}
     fitted = account(report, denoiser, start, keeper.weights)
     if fitted is not None:
         report["fine_tuned"] = fitted
@@ -325,6 +329,16 @@ def _report(job: InferenceJob, estimate: Estimate) -> dict[str, Any]:
     if warnings:
         report["assembly_warnings"] = warnings
     return report
+
+
+def _named(texts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Call elements by their names, which n2n does not know: it counts them from 1."""
+
+    def name(match: re.Match[str]) -> str:
+        number = int(match[1])
+        return names[number - 1] if 1 <= number <= len(names) else match[0]
+
+    return [re.sub(r"\belement (\d+)\b", name, str(text)) for text in texts]
 
 
 def _arguments(job: InferenceJob) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def test_a_map_has_its_doubt_beside_its_sigma(counts: dict[str, np.ndarray]) -> 
     assert doubtful.values.dtype == bool and doubtful.dims == ("element", "row", "col")
     assert doubtful.values.shape == arrays["sigma"].values.shape and doubtful.labels == NAMES
     assert "fine_tuned" not in made.report and made.weights is None
+    assert not any("element " in text for text in made.report["doubt"]["reasons"])
     assert {region["target"] for region in made.regions} <= {"spots", "doubt"}
 
 
