@@ -40,7 +40,7 @@ class PixelRegion:
     significance : float
         The same as a number of standard deviations, sqrt(2 score); 0 for doubt.
     peak : tuple of int
-        Pixel (row, column) of that excess; for doubt, the one in doubt for most elements.
+        Pixel (row, column) of that excess; for doubt, that in doubt for most elements.
     element : int
         Index of the element it was seen in, most of all.
     scale : float
@@ -243,7 +243,9 @@ def doubtful_regions(
                     continue
                 by_element = here.sum(axis=(1, 2))
                 which = int(by_element.argmax())
-                row, col = np.unravel_index(int(by_pixel.argmax()), by_pixel.shape)
+                # A box that gives way to another keeps its peak: it must be one of that element.
+                at = np.where(here[which], by_pixel, 0)
+                row, col = np.unravel_index(int(at.argmax()), at.shape)
                 inside = np.argwhere(by_pixel > 0) + (r, c)
                 (r0, c0), (r1, c1) = inside.min(axis=0), inside.max(axis=0)
                 box = (

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inscan.models.matched_filter import significance_threshold
@@ -141,6 +141,7 @@ def test_doubt_where_nothing_was_measured_is_no_reason_to_measure_again():
 @given(
     st.integers(1, 3), st.integers(1, 30), st.integers(1, 30), st.floats(0, 1), st.integers(0, 99)
 )
+@example(2, 24, 27, 0.125, 13)
 @settings(max_examples=40, deadline=None)
 def test_boxes_of_doubt_stay_small_apart_and_in_the_field(elements, rows, cols, share, seed):
     doubt = np.random.default_rng(seed).random((elements, rows, cols)) < share
