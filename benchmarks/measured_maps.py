@@ -117,8 +117,8 @@ def pixl(data: Path, pictures: Path) -> list[Result]:
         figures = {
             f"A against B, {line}: chi2": c for line, c in zip(PIXL_LINES, chi2, strict=True)
         }
-        estimate = n2n.denoise(counts, exposure=live)
-        results.append(describe(name, "both detectors, all counts", figures, estimate))
+        whole = n2n.denoise(counts, exposure=live)
+        results.append(describe(name, "both detectors, all counts", figures, whole))
         # Thinned to a hundred counts in the brightest line: a survey a thousand times faster.
         fraction = 100 / float(counts.sum(axis=0).max())
         few, rest = thin(counts, fraction, np.random.default_rng(1))
@@ -135,7 +135,7 @@ def pixl(data: Path, pictures: Path) -> list[Result]:
                     Panel(
                         "A less B, in sigmas", ((a - expected) / np.sqrt(variance))[k], None, True
                     ),
-                    Panel("marked doubtful", _flags(n2n.denoise(counts, exposure=live), k)),
+                    Panel("n2n of both, all counts", whole.values[k], like=0),
                 ],
                 [
                     Panel("Ca, thinned", raw[k]),
@@ -146,12 +146,6 @@ def pixl(data: Path, pictures: Path) -> list[Result]:
             ]
             picture(pictures / "pixl_beaujeu.png", f"{name}: two detectors, two geometries", rows)
     return results
-
-
-def _flags(estimate, element: int) -> NDArray[np.floating]:
-    if estimate.doubtful is None:
-        return np.zeros(estimate.values[element].shape)
-    return estimate.doubtful[element].astype(float)
 
 
 def _against_rest(name: str, how: str, held, raw, estimate) -> list[Result]:

@@ -125,11 +125,14 @@ def vanadium(data: Path, pictures: Path) -> list[Result]:
     energy, counts, normal = read_vanadium(data / "xanes_V_aps13ide_4det_12scans.h5")
     rising = np.argsort(energy)
     energy, counts, normal = energy[rising], counts[:, rising], normal[:, rising]
-    # Scans as rows, detector elements as columns.
-    density = normal.transpose(1, 0, 2) / normal[:, -40:].mean(axis=(0, 1))
-    variance = density**2 / np.maximum(counts.transpose(1, 0, 2), 1)
+    # Scans as rows, detector elements as columns, each from 0 before the edge to 1 after it.
+    signal = normal.transpose(1, 0, 2)
+    before, after = (np.median(signal[part], axis=0) for part in (slice(30), slice(-60, None)))
+    density = (signal - before) / (after - before)
+    noise = signal / np.sqrt(np.maximum(counts.transpose(1, 0, 2), 1))
+    variance = (noise / (after - before)) ** 2
     edge = edge_energy(density, energy, variance=variance)
-    spread = edge.energy.std(axis=0, ddof=1)
+    spread = np.nanstd(edge.energy, axis=0, ddof=1)
     figures = {
         "scatter of the edge over 12 scans, eV": float(spread.mean()),
         "error given by the method, eV": float(np.nanmean(edge.sigma)),

@@ -29,7 +29,7 @@ __all__ = [
     "score_cube",
 ]
 
-_AUTOENCODER_SEEDS = 2  # minutes each on one core
+_AUTOENCODER_SEEDS = 1  # minutes each on one core
 _CONTRAST_NOISE = 0.02  # of the contrast image's range
 _EDGES = (0.25, 0.5, 0.75, 0.95)
 _MOST_RANK = 8
