@@ -171,7 +171,7 @@ def pit_coverage(
 
 
 def best_gaussian(
-    raw: NDArray[np.floating],
+    raw: NDArray[np.number],
     score: Callable[[NDArray[np.floating]], float],
     axes: int = 2,
     extra: Sequence[float] = (0.0,),

@@ -123,8 +123,8 @@ def _line_windows(cube: SpectrumFile) -> list[NDArray[np.bool_]]:
 def _scores(held, raw, found, windows, estimate=None) -> dict[str, float]:
     """Of the cube in dB, of line maps as a factor; intervals against held-out counts."""
     # Line maps: one element each.
-    maps = [np.stack([z[..., w].sum(axis=2) for w in windows]) for z in (held, raw, found)]
-    figures = {f"lines {k}": v for k, v in counts_scores(*maps).items()}
+    y, x, made = (np.stack([z[..., w].sum(axis=2) for w in windows]) for z in (held, raw, found))
+    figures = {f"lines {k}": v for k, v in counts_scores(y, x, made).items()}
     ratio = float(held.sum() / raw.sum())
     before = ratio * float(raw.mean(dtype=np.float64)) * ratio
     after = float((np.square(found * np.float32(ratio) - held) - held).mean(dtype=np.float64))
@@ -135,8 +135,10 @@ def _scores(held, raw, found, windows, estimate=None) -> dict[str, float]:
         rng = np.random.default_rng(0)
         low, high = estimate.interval(0.9)
         pick = rng.integers(held.size, size=min(held.size, 400_000))
-        z = [np.asarray(a).reshape(-1)[pick] for a in (held, low, high, estimate.values)]
-        figures["voxel coverage"] = _interval_coverage(*z, ratio, rng)
+        y, low, high, made = (
+            np.asarray(a).reshape(-1)[pick] for a in (held, low, high, estimate.values)
+        )
+        figures["voxel coverage"] = _interval_coverage(y, low, high, made, ratio, rng)
         figures["doubtful %"] = 100 * float(estimate.doubtful.mean())
     return figures
 
@@ -218,7 +220,7 @@ def velox(data: Path, pictures: Path) -> list[Result]:
         spectra = stored["spectra_det_frame_y_x_E"].astype(np.int64)
     spectra = spectra.reshape(*spectra.shape[:4], 512, 8).sum(axis=5)
     first, second = spectra.sum(axis=0)
-    kev = 0.01 * (8 * np.arange(512) + 3.5)
+    kev = np.asarray(0.01 * (8 * np.arange(512) + 3.5), dtype=np.float64)
     inside = kev > 0.12
     first, second = first[..., inside], second[..., inside]
     estimate = spectral.denoise(first)

@@ -74,7 +74,7 @@ class SpectrumPhantom:
     def mass(self) -> NDArray[np.float64]:
         """A contrast image in which heavier materials are brighter, shape (row, col)."""
         weight = 1 + np.arange(len(self.maps), dtype=np.float64)
-        return np.tensordot(weight / weight.max(), self.maps, 1)
+        return np.einsum("p,prc->rc", weight / weight.max(), self.maps)
 
 
 def spectrum_phantom(
