@@ -27,6 +27,7 @@ from inscan.models.noise import (
     inverse_anscombe,
     thin,
 )
+from inscan.models.unet import INPUTS
 
 __all__ = [
     "ANSWERS",
@@ -88,7 +89,7 @@ class Planes:
 
     Attributes
     ----------
-    planes : ndarray of float32, shape (plane, 4, row, col)
+    planes : ndarray of float32, shape (plane, 2, row, col)
     scale, offset : ndarray of float32, shape (plane, 1, 1)
         Output × scale + offset is the plane's estimate.
     basis : ndarray of float32, shape (element, plane)
@@ -268,7 +269,7 @@ def alone(counts: NDArray[np.floating], exposure: NDArray[np.floating]) -> Plane
     """Network input for each element by itself; arguments as for `denoise_counts`."""
     stabilised, variance, typical = _stabilise(counts, exposure, exact=False)
     scale = _rms(stabilised)
-    planes = np.zeros((len(counts), 4, *counts.shape[1:]), dtype=np.float32)
+    planes = np.empty((len(counts), len(INPUTS), *counts.shape[1:]), dtype=np.float32)
     planes[:, 0] = stabilised / scale
     planes[:, 1] = np.sqrt(variance) / scale
     basis = np.eye(len(counts), dtype=np.float32)
@@ -284,7 +285,7 @@ def together(counts: NDArray[np.floating], exposure: NDArray[np.floating]) -> Pl
     turned -= offset
     sigma = np.sqrt(np.tensordot(basis.T**2, variance, 1))
     scale = _rms(turned)
-    planes = np.zeros((len(counts), 4, *counts.shape[1:]), dtype=np.float32)
+    planes = np.empty((len(counts), len(INPUTS), *counts.shape[1:]), dtype=np.float32)
     planes[:, 0] = turned / scale
     planes[:, 1] = sigma / scale
     return Planes(planes, scale, offset, basis, typical)

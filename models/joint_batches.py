@@ -105,7 +105,7 @@ def _place(
     seen = together(rng.poisson(rate * light).astype(np.float32), light)
     typical = seen.typical.astype(np.float64)
     true = np.tensordot(seen.basis.T, anscombe_mean(rate * typical) / np.sqrt(typical), 1)
-    parts = (seen.planes[:, :2], seen.scale, seen.offset, seen.basis, rate * typical, true, typical)
+    parts = (seen.planes, seen.scale, seen.offset, seen.basis, rate * typical, true, typical)
     return tuple(np.asarray(part, dtype=np.float32) for part in parts)
 
 

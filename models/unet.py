@@ -29,13 +29,10 @@ class UNetConfig:
         a hundred pixels, more than the period of any structure worth sharing.
     blocks : int
         Residual blocks on each side of each level; the bottom has one more.
-    inputs : int
-        Planes of the input that are used.
     """
 
     widths: tuple[int, ...] = (32, 64, 96, 128)
     blocks: int = 1
-    inputs: int = len(INPUTS)
 
 
 class ResidualBlock(nn.Module):
@@ -63,7 +60,7 @@ class UNet(nn.Module):
         self.config = config = config or UNetConfig()
         widths = config.widths
         self.stride = 2 ** (len(widths) - 1)
-        self.head = nn.Conv2d(config.inputs, widths[0], 3, padding=1, bias=False)
+        self.head = nn.Conv2d(len(INPUTS), widths[0], 3, padding=1, bias=False)
         self.enter = nn.ModuleList()
         self.shrink = nn.ModuleList()
         self.grow = nn.ModuleList()
@@ -97,7 +94,6 @@ class UNet(nn.Module):
             Estimate, and the standard deviation of its error as the network predicts it.
         """
         rows, cols = planes.shape[-2:]
-        planes = planes[:, : self.config.inputs]
         pad = (0, -cols % self.stride, 0, -rows % self.stride)
         padded = F.pad(planes, pad, mode="replicate") if any(pad) else planes
         top = self.head(padded)
