@@ -4,6 +4,8 @@
 #   make test    the tests
 #   make lint    ruff, pyright, import contracts
 #   make bench   the figures of docs/benchmarks.md, measured on this machine
+#   make evaluate              every method beside its peers, into docs/evaluation (an hour or two)
+#   make measured DATA=DIR     the methods on measured files, into docs/evaluation and docs/pictures
 #
 # PIP_ARGS reaches pip, for example an index that holds the CPU build of torch.
 
@@ -12,8 +14,9 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+SEEDS ?= 10
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench evaluate measured clean
 
 setup: $(VENV)/.installed
 
@@ -38,6 +41,14 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run_all.py
+
+evaluate: setup
+	for method in n2n superres subspace spectral regions; do \
+	  $(BIN)/inscan evaluate $$method --seeds $(SEEDS) --out docs/evaluation || exit 1; done
+
+measured: setup
+	@test -d "$(DATA)" || { echo "make measured: DATA=$(DATA) is no folder; name the one with the measured files"; exit 2; }
+	$(BIN)/python benchmarks/measured.py $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
