@@ -7,7 +7,7 @@ import torch
 
 from inscan.models.infer import load_denoiser, network_of
 from inscan.models.trust import CountTable
-from inscan.models.unet import UNet, UNetConfig
+from inscan.models.unet import INPUTS, UNet, UNetConfig
 from inscan.models.weights import SHIPPED, WeightsError, load_weights, save_weights
 
 CARD = {
@@ -31,7 +31,7 @@ def test_round_trip(saved):
     assert len(read.sha256) == 64
     for key, value in net.state_dict().items():
         torch.testing.assert_close(read.tensors[key], value, rtol=1e-3, atol=1e-4)
-    assert network_of(read)(torch.rand(1, 4, 8, 8)).shape == (1, 2, 8, 8)
+    assert network_of(read)(torch.rand(1, len(INPUTS), 8, 8)).shape == (1, 2, 8, 8)
 
 
 def test_no_half_written_files_stay(saved):
