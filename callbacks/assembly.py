@@ -24,7 +24,7 @@ from inscan.callbacks.updates import (
     Update,
     in_memory,
 )
-from inscan.callbacks.xrf import XRFMap
+from inscan.callbacks.xrf_target import xrf_target
 
 __all__ = [
     "Allocate",
@@ -67,11 +67,11 @@ class RunAssembler:
         try:
             self._place(name, doc)
         except NotUnderstood as error:
-            return self._end(self._target.rejected(str(error)))
+            return self._end([self._target.rejected(str(error))])
         except MALFORMED as error:
             self._notes.add(f"{name} documents left out", f"{type(error).__name__}: {error}")
         if self._target.snapshot_due():
-            return [self._target.update(None)]
+            return self._target.updates(None)
         return []
 
     def finish(self, reason: str) -> list[Update]:
@@ -172,11 +172,11 @@ class RunAssembler:
         self._files.finish()
         if self._n_waiting:
             self._notes.add("documents without descriptor or resource", times=self._n_waiting)
-        return self._end(self._target.update((exit_status, reason)))
+        return self._end(self._target.updates((exit_status, reason)))
 
-    def _end(self, update: Update) -> list[Update]:
+    def _end(self, updates: list[Update]) -> list[Update]:
         self.close()
-        return [update]
+        return updates
 
 
 def open_assembler(
@@ -211,7 +211,7 @@ def open_assembler(
         if not matches(profile, start):
             continue
         notes = Notes()
-        target = (XRFMap if profile.technique == "xrf" else EnergyStack)(
+        target = (xrf_target if profile.technique == "xrf" else EnergyStack)(
             start, profile, allocate, notes
         )
         files = RunFiles(profile, tuple(data_roots), target, notes)

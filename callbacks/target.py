@@ -43,8 +43,9 @@ class Target(Protocol):
         """Return, once, whether another step of rows is complete."""
         ...
 
-    def update(self, final: tuple[str, str] | None) -> Update:
-        """Return a snapshot, or with (exit_status, reason) the final."""
+    def updates(self, final: tuple[str, str] | None) -> list[Update]:
+        """Return a snapshot, or with (exit_status, reason) the final: one of each map or stack that
+        the run holds, told apart by their stream."""
         ...
 
     def rejected(self, reason: str) -> Update:

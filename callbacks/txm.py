@@ -172,7 +172,10 @@ class EnergyStack:
         self._snapshots = done // every
         return True
 
-    def update(self, final: tuple[str, str] | None) -> Update:
+    def updates(self, final: tuple[str, str] | None) -> list[Update]:
+        return [self._update(final)]
+
+    def _update(self, final: tuple[str, str] | None) -> Update:
         status, reason = final or ("running", "")
         if self._arrays is None or not self._arrays.can_normalise or not self._arrays.n_primary:
             missing = self._arrays.missing() if self._arrays else "dark, flat and primary"

@@ -157,7 +157,10 @@ class XRFMap:
         self._snapshots = rows // every
         return True
 
-    def update(self, final: tuple[str, str] | None) -> Update:
+    def updates(self, final: tuple[str, str] | None) -> list[Update]:
+        return [self._update(final)]
+
+    def _update(self, final: tuple[str, str] | None) -> Update:
         status, reason = final or ("running", "")
         if self._arrays is None:
             return self.rejected(f"the run ended ({status}: {reason}) before its map was described")
