@@ -32,22 +32,32 @@ class XRFMap:
     ----------
     start, profile, allocate, notes
         See `inscan.callbacks.assembly.open_assembler`.
+    geometry
+        Where the pixels lie; it wins over what the start document says. None: the start document
+        says it.
 
     Raises
     ------
     NotUnderstood
-        The start document has no geometry.
+        No geometry is given and the start document has none.
     """
 
     def __init__(
-        self, start: Mapping[str, Any], profile: BeamlineProfile, allocate: Allocate, notes: Notes
+        self,
+        start: Mapping[str, Any],
+        profile: BeamlineProfile,
+        allocate: Allocate,
+        notes: Notes,
+        geometry: ScanGeometry | None = None,
     ) -> None:
         if profile.xrf is None:
             raise ValueError(f"profile {profile.name} has no section xrf")
-        try:
-            self._geometry = ScanGeometry.from_start(start, profile.geometry)
-        except GeometryError as error:
-            raise NotUnderstood(f"run {start['uid'][:8]}: {error}") from error
+        if geometry is None:
+            try:
+                geometry = ScanGeometry.from_start(start, profile.geometry)
+            except GeometryError as error:
+                raise NotUnderstood(f"run {start['uid'][:8]}: {error}") from error
+        self._geometry = geometry
         self._start = start
         self._profile = profile
         self._xrf = profile.xrf
