@@ -178,7 +178,7 @@ class Runs:
         run.write_meta(update.meta)
         added: list[InferenceJob] = []
         first, named = self._first_request(profile, run)
-        for parameters in _requests(profile, first):
+        for parameters in requests_of(profile, first):
             key = job_key(update.run_uid, update.stream, profile.method.name, parameters)
             job = self._journal.request(key)
             if job is None:
@@ -210,7 +210,7 @@ class Runs:
         _log.info(
             "run %s is offered the weights born of run %s", run.folder.name, kept.born_of["raw_uid"]
         )
-        return _as_arrays(weights, "start", run)
+        return weights_as_arrays(weights, "start", run)
 
     def _first_request(
         self, profile: BeamlineProfile, run: SpoolRun
@@ -221,7 +221,7 @@ class Runs:
         named = self._named.get(profile.name)
         if named is None:
             return parameters, {}
-        return parameters | {"weights": named.card["sha256"]}, _as_arrays(named, "named", run)
+        return parameters | {"weights": named.card["sha256"]}, weights_as_arrays(named, "named", run)
 
     def _sync(self, job: InferenceJob) -> None:
         started = time.monotonic()
@@ -273,7 +273,8 @@ class Runs:
         )
 
 
-def _as_arrays(weights: BornWeights, role: str, run: SpoolRun) -> dict[str, ArraySpec]:
+def weights_as_arrays(weights: BornWeights, role: str, run: SpoolRun) -> dict[str, ArraySpec]:
+    """Weights and their card as arrays of a job, in the role `named` (by a profile) or `start`."""
     name = f"{role}-{weights.card['sha256'][:16]}"
     card = json.dumps(weights.card).encode()
     return {
@@ -282,9 +283,9 @@ def _as_arrays(weights: BornWeights, role: str, run: SpoolRun) -> dict[str, Arra
     }
 
 
-def _requests(profile: BeamlineProfile, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+def requests_of(profile: BeamlineProfile, parameters: dict[str, Any]) -> list[dict[str, Any]]:
     """Parameters of the results of a run: with the weights as they are, then fitted to it if asked
-    for."""
+    for. Offline processing asks for the same, so that its keys are the service's."""
     method = profile.method
     fitted = dict(parameters)
     if method.fit_seconds:
