@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from inscan.service import cli_config, cli_evaluate, cli_models, cli_query, cli_run
+from inscan.service import cli_config, cli_evaluate, cli_export, cli_models, cli_query, cli_run
 
 BAD_INPUT = 2
 UNREACHABLE = 3
@@ -26,6 +26,7 @@ cli_run.add_to(app)
 cli_query.add_to(app)
 cli_models.add_to(app)
 cli_evaluate.add_to(app)
+cli_export.add_to(app)
 app.add_typer(cli_config.app, name="config")
 
 

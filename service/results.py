@@ -125,6 +125,10 @@ class Results:
             )
         raise NoSuchRun(f"no run {wanted!r} in Tiled, neither by scan number nor by uid")
 
+    def raw_start(self, uid: str) -> dict[str, Any]:
+        """Start document of a raw run; empty where it is not in this Tiled."""
+        return dict(self._raw[uid].metadata["start"]) if uid in self._raw else {}
+
     def read(self, run: Any) -> Shown:
         """Read what is drawn of a result: all of a map, three energies of a stack."""
         start = dict(run.metadata["start"])

@@ -14,6 +14,7 @@ from inscan.callbacks.profile import explain_errors
 from inscan.service.messages import Recipe
 
 __all__ = [
+    "ExportSettings",
     "Settings",
     "SettingsError",
     "TiledSettings",
@@ -48,6 +49,16 @@ class TiledSettings(_Strict):
     """Port of the embedded Tiled; 0 takes any free one."""
     readable_storage: Path | None = None
     """Folder shared with a foreign Tiled and readable by it; without it results are uploaded."""
+
+
+class ExportSettings(_Strict):
+    """Where `inscan export` puts files when it is not told."""
+
+    folder: str = "proposal_path"
+    """Dotted path in the start document of the raw run that holds the folder of its proposal; files go
+    into `inscan` in it. A run without it: into the current folder."""
+    roots: tuple[Path, ...] = ()
+    """Folders under which that may lie. A run that names another one is refused."""
 
 
 class Settings(_Strict):
@@ -98,6 +109,7 @@ class Settings(_Strict):
     """Folders from which external detector files may be read, besides those of the profiles."""
     rescan: Literal["off", "suggest", "approve", "auto"] | None = None
     """Overrides the mode of every profile."""
+    export: ExportSettings = ExportSettings()
 
     @field_validator("ingest", "broker", "spool")
     @classmethod
