@@ -18,28 +18,14 @@ from inscan.service.ingest import Ingest
 from inscan.service.intake import Uses
 from inscan.service.live import follow
 from inscan.service.mailbox import Mailbox, Outcome, SnapshotDone
-from inscan.service.messages import InferenceJob, InferenceResult, derived_uid, job_key
-from inscan.service.processed import Processed, ResultArray
-from inscan.service.result_file import write_result
-from inscan.service.result_view import describe
+from inscan.service.messages import derived_uid, job_key
 from inscan.service.results import NoResult, NoSuchRun, Results
 from inscan.service.show import TiledAccess, show, tiled_of
 from inscan.service.tiled_http import PROCESSED, RAW, TiledHTTP
 from inscan.service.tiled_server import EmbeddedTiled
 
+Commit = Any
 Until = Callable[..., Any]
-GEOMETRY = {
-    "shape": [4, 5],
-    "slow_motor": "sample_y",
-    "fast_motor": "sample_x",
-    "slow_units": "um",
-    "fast_units": "um",
-    "slow_first": 0.0,
-    "slow_last": 3.0,
-    "fast_first": 0.0,
-    "fast_last": 4.0,
-    "snaking": False,
-}
 
 
 @pytest.fixture
@@ -53,85 +39,11 @@ def http(tiled: EmbeddedTiled) -> Iterator[TiledHTTP]:
         yield connection
 
 
-def maps(path: Path, report: dict[str, Any], meta: dict[str, Any], seed: int = 0) -> str:
-    rng = np.random.default_rng(seed)
-    arrays = [
-        ResultArray(
-            name, ("element", "row", "col"), "counts", rng.random((1, 4, 5), "f4"), ["Fe_K"]
-        )
-        for name in ("values", "sigma", "raw")
-    ]
-    arrays.append(ResultArray("measured", ("row", "col"), "", np.ones((4, 5), bool)))
-    return write_result(path, Processed(arrays, report), meta)
-
-
-def stack(path: Path, report: dict[str, Any]) -> str:
-    rng = np.random.default_rng(3)
-    labels = [f"{8300 + 10 * i:.2f} eV" for i in range(6)]
-    arrays = [
-        ResultArray(
-            name, ("energy", "row", "col"), "transmission", rng.random((6, 4, 5), "f4"), labels
-        )
-        for name in ("values", "sigma", "raw")
-    ]
-    arrays += [
-        ResultArray("edge_energy", ("row", "col"), "eV", rng.random((4, 5), "f4")),
-        ResultArray(
-            "fractions", ("reference", "row", "col"), "", rng.random((2, 4, 5), "f4"), ["A", "B"]
-        ),
-    ]
-    return write_result(path, Processed(arrays, report), {})
-
-
-def commit(
-    http: TiledHTTP, folder: Path, run_uid: str, scan_id: int, *, recipe: Any = "n2n", seed: int = 0
-) -> str:
-    """A result in Tiled; returns its uid."""
-    key = job_key(run_uid, "primary", recipe, {"seed": seed})
-    path = folder / "results" / f"{key}.h5"
-    report: dict[str, Any] = {"verdict": "pass", "reasons": ["whiteness within limits"]}
-    if recipe == "subspace":
-        report["energies_ev"] = [8300.0 + 10 * i for i in range(6)]
-        digest, meta = stack(path, report), {"technique": "txm"}
-    else:
-        digest, meta = maps(path, report, {}, seed), {"technique": "xrf", "geometry": GEOMETRY}
-    job = InferenceJob(
-        key=key,
-        run_uid=run_uid,
-        stream="primary",
-        kind="final",
-        recipe=recipe,
-        parameters={"seed": seed},
-        meta=meta,
-        spool="/s",
-        arrays={},
-        input_digest="",
-        result_path=str(path),
-        host_id="h",
-    )
-    result = InferenceResult(
-        key=key,
-        fence=1,
-        result_path=str(path),
-        digest=digest,
-        report=report,
-        regions=[],
-        timings={},
-    )
-    run = derived.compose(job, result, describe(path), {"scan_id": scan_id}, time.time())
-    committer = Committer(http, readable=[folder / "results"])
-    try:
-        committer.commit(run, derived.axes_of(meta, report, run.arrays), path, digest)
-    finally:
-        committer.close()
-    return run.uid
-
-
 def test_a_run_is_shown_by_each_of_its_names(
-    access: TiledAccess, http: TiledHTTP, folder: Path, tmp_path: Path
+    access: TiledAccess, commit: Commit, tmp_path: Path
 ) -> None:
     raw_uid = "5d0c4f9e-0000-4000-8000-000000000001"
-    uid = commit(http, folder, raw_uid, 7001)
+    uid = commit(raw_uid, 7001)
     with Results(access.uri, access.api_key) as results:
         for name in ("7001", raw_uid, raw_uid[:9], uid, uid[:7]):
             assert results.latest(name).metadata["start"]["uid"] == uid
@@ -145,12 +57,10 @@ def test_a_run_is_shown_by_each_of_its_names(
     assert "refresh" not in page
 
 
-def test_the_latest_result_of_a_run_is_shown(
-    access: TiledAccess, http: TiledHTTP, folder: Path
-) -> None:
+def test_the_latest_result_of_a_run_is_shown(access: TiledAccess, commit: Commit) -> None:
     raw_uid = "77aa77aa-0000-4000-8000-000000000002"
-    commit(http, folder, raw_uid, 7002)
-    newer = commit(http, folder, raw_uid, 7002, seed=1)
+    commit(raw_uid, 7002)
+    newer = commit(raw_uid, 7002, seed=1)
     with Results(access.uri, access.api_key) as results:
         assert results.latest("7002").metadata["start"]["uid"] == newer
         shown = results.read(results.latest(raw_uid))
@@ -159,8 +69,8 @@ def test_the_latest_result_of_a_run_is_shown(
     assert shown.axes["x"].motor == "sample_x"
 
 
-def test_a_stack_is_read_in_parts(access: TiledAccess, http: TiledHTTP, folder: Path) -> None:
-    commit(http, folder, "run-of-a-stack", 7003, recipe="subspace")
+def test_a_stack_is_read_in_parts(access: TiledAccess, commit: Commit) -> None:
+    commit("run-of-a-stack", 7003, recipe="subspace")
     with Results(access.uri, access.api_key) as results:
         shown = results.read(results.latest("7003"))
     rng = np.random.default_rng(3)
@@ -207,10 +117,10 @@ def test_what_cannot_be_shown_says_why(
 
 
 def test_a_beginning_that_several_runs_share_is_not_guessed(
-    access: TiledAccess, http: TiledHTTP, folder: Path, tmp_path: Path
+    access: TiledAccess, commit: Commit, tmp_path: Path
 ) -> None:
-    commit(http, folder, "shared-name-1", 7007)
-    commit(http, folder, "shared-name-2", 7008)
+    commit("shared-name-1", 7007)
+    commit("shared-name-2", 7008)
     with pytest.raises(NoSuchRun, match="begins the uids of 2 runs"):
         show(access, "shared-name", tmp_path)
 
@@ -279,13 +189,13 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 def test_a_running_scan_is_followed_to_its_end(
-    rig: Rig, access: TiledAccess, http: TiledHTTP, folder: Path, tmp_path: Path, until: Until
+    rig: Rig, access: TiledAccess, commit: Commit, tmp_path: Path, until: Until
 ) -> None:
     meta = {
         "run_uid": "run-live",
-        "assembled": {"scan_id": 7009, "geometry": GEOMETRY, "rows_done": 2},
+        "assembled": {"scan_id": 7009, "geometry": commit.geometry, "rows_done": 2},
     }
-    maps(tmp_path / "live.h5", {"verdict": "warn"}, meta)
+    commit.maps(tmp_path / "live.h5", {"verdict": "warn"}, meta)
     out, said, stop = tmp_path / "out", [], threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="ThreadPoolExecutor-follow") as pool:
         following = pool.submit(follow, tmp_path, out, tell=said.append, access=access, stop=stop)
@@ -298,7 +208,7 @@ def test_a_running_scan_is_followed_to_its_end(
         page = (out / "live.html").read_text()
         assert "so far (2 rows)" in page
         assert "refresh" in page
-        uid = commit(http, folder, "run-live", 7009)
+        uid = commit("run-live", 7009)
         outcome = {"run": "run-live", "status": "done", "result_uid": uid, "verdict": "pass"}
         rig.mailbox.post(Outcome("run-live", outcome))
         until(lambda: said[-1] == "waiting for a scan")
