@@ -221,7 +221,9 @@ class Runs:
         named = self._named.get(profile.name)
         if named is None:
             return parameters, {}
-        return parameters | {"weights": named.card["sha256"]}, weights_as_arrays(named, "named", run)
+        return parameters | {"weights": named.card["sha256"]}, weights_as_arrays(
+            named, "named", run
+        )
 
     def _sync(self, job: InferenceJob) -> None:
         started = time.monotonic()

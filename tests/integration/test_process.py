@@ -1,0 +1,194 @@
+"""Stored runs processed offline: the keys, digests and commits of the live service, and no run that raises."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bluesky import RunEngine
+
+from inscan.callbacks.profile import load_profile
+from inscan.callbacks.sources.interface import Document, SourceError, StoredRun
+from inscan.profiles.samples import cells
+from inscan.profiles.simulation import sim_xrf
+from inscan.profiles.xrf_plans import fly_raster
+from inscan.service.messages import derived_uid, job_key
+from inscan.service.offline import Wanted, process_run, with_method
+from inscan.service.offline_store import ResultStore
+from inscan.service.result_file import read_result
+from inscan.service.tiled_http import PROCESSED, TiledHTTP
+from inscan.service.tiled_server import EmbeddedTiled
+
+ROWS, COLS = 12, 14
+SCAN = {"type": "XRF_FLY", "energy": 12.0, "dwell": 0.05}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("detector")
+
+
+@pytest.fixture(scope="module")
+def take(data: Path) -> Any:
+    """Take one run on the simulated beamline: `take() -> list of documents`."""
+    devices = sim_xrf(cells(3), data, channels=3, time_scale=0)
+    engine = RunEngine({"beamline_id": "sim_xrf"}, context_managers=[])
+    documents: list[Document] = []
+    engine.subscribe(lambda name, doc: documents.append((name, dict(doc))))
+    axes = (devices.sample_y, -5.0, 5.0, ROWS, devices.sample_x, -5.0, 5.0, COLS)
+
+    def run() -> list[Document]:
+        documents.clear()
+        engine(fly_raster(devices.xs_fly, *axes, dwell=0.05, md={"scan": SCAN}))
+        return list(documents)
+
+    return run
+
+
+@pytest.fixture
+def stored(take: Any) -> StoredRun:
+    return as_stored(take())
+
+
+@pytest.fixture
+def wanted(data: Path, tmp_path: Path) -> Wanted:
+    (tmp_path / "scratch").mkdir()
+    return Wanted(
+        (load_profile("sim_xrf"),), tmp_path / "out", (data,), scratch=tmp_path / "scratch"
+    )
+
+
+@pytest.fixture
+def store(tiled: EmbeddedTiled, folder: Path) -> Iterator[ResultStore]:
+    with ResultStore(tiled.uri, tiled.api_key, readable=[folder / "results"]) as store:
+        yield store
+
+
+def as_stored(documents: list[Document], documents_of: Any = None) -> StoredRun:
+    start = documents[0][1]
+    return StoredRun(start["uid"], "a list", start, documents_of or (lambda: iter(documents)))
+
+
+def test_a_run_becomes_a_file_with_the_key_of_the_service(
+    stored: StoredRun, wanted: Wanted
+) -> None:
+    told: list[float] = []
+    (record,) = process_run(stored, wanted, progress=lambda fraction, text: told.append(fraction))
+    assert (record.state, record.stream, record.recipe) == ("done", "primary", "n2n"), record
+    assert record.key == job_key(stored.uid, "primary", "n2n", {})
+    assert record.verdict in ("pass", "warn", "block")
+    assert told == sorted(told) and told[-1] == 1.0
+    result = read_result(Path(record.path))
+    assert result.meta["key"] == record.key
+    by_name = {array.name: array for array in result.processed.arrays}
+    assert {"values", "sigma", "lower", "upper", "raw", "measured"} <= set(by_name)
+    assert by_name["values"].values.shape[1:] == (ROWS, COLS)
+    assert wanted.scratch is not None and list(wanted.scratch.iterdir()) == []
+    # Asked for once more it is there; computed once more it is the same to the last bit.
+    (found,) = process_run(stored, wanted)
+    assert (found.fate, found.digest) == ("there", record.digest)
+    (second,) = process_run(stored, replace(wanted, again=True))
+    assert (second.fate, second.digest) == ("", record.digest)
+    assert second.input_digest == record.input_digest != ""
+
+
+def test_another_method_is_another_result(stored: StoredRun, wanted: Wanted) -> None:
+    (profile,) = wanted.profiles
+    finer = replace(wanted, profiles=(with_method(profile, "superres", {"factor": 2}),))
+    (record,) = process_run(stored, finer)
+    assert record.state == "done", record
+    assert record.key == job_key(stored.uid, "primary", "superres", {"factor": 2})
+    values = read_result(Path(record.path)).processed.arrays[0].values
+    assert values.shape[1:] == (2 * ROWS, 2 * COLS)
+    with pytest.raises(ValueError, match="xrf.cube"):
+        with_method(profile, "spectral", {})
+    with pytest.raises(ValueError, match="n2n.*superres"):
+        with_method(profile, "median", {})
+
+
+def test_the_first_commit_stands(
+    stored: StoredRun, wanted: Wanted, store: ResultStore, folder: Path, tiled: EmbeddedTiled
+) -> None:
+    wanted = replace(wanted, folder=folder / "results")
+    before = set((folder / "results").iterdir())
+    (record,) = process_run(stored, wanted, store)
+    assert (record.state, record.fate) == ("done", "written"), record
+    assert record.result_uid == derived_uid(record.key)
+    assert Path(record.path).exists()
+    (found,) = process_run(stored, wanted, store)
+    assert (found.fate, found.digest, found.verdict) == ("there", record.digest, record.verdict)
+    assert found.input_digest == record.input_digest
+    (second,) = process_run(stored, replace(wanted, again=True), store)
+    assert (second.fate, second.digest, second.path) == ("same", record.digest, "")
+    # What was committed is not touched, and the file of the other is gone.
+    new = {path.name for path in set((folder / "results").iterdir()) - before}
+    assert Path(record.path).name in new and len([n for n in new if "offline" in n]) <= 2
+    with TiledHTTP(tiled.uri, tiled.api_key) as http:
+        node = http.get(f"{PROCESSED}/{record.result_uid}")
+    assert node is not None
+    start = node["metadata"]["start"]
+    assert start["raw_uid"] == stored.uid
+    assert start["provenance"]["input_digest"] == record.input_digest
+    assert start["result_digest"] == record.digest
+
+
+def test_results_are_uploaded_where_tiled_cannot_read_them(
+    stored: StoredRun, wanted: Wanted, tiled: EmbeddedTiled
+) -> None:
+    with ResultStore(tiled.uri, tiled.api_key) as store:
+        (record,) = process_run(stored, replace(wanted, folder=None), store)
+    assert (record.state, record.fate, record.path) == ("done", "written", ""), record
+    assert wanted.scratch is not None and list(wanted.scratch.iterdir()) == []
+    with TiledHTTP(tiled.uri, tiled.api_key) as http:
+        assert "values" in http.keys(f"{PROCESSED}/{record.result_uid}/primary")
+
+
+def test_bad_runs_are_records(take: Any, wanted: Wanted) -> None:
+    documents = take()
+    # A beamline that is nobody's.
+    start = {**documents[0][1], "beamline_id": "elsewhere"}
+    (record,) = process_run(as_stored([("start", start), *documents[1:]]), wanted)
+    assert record.state == "passed_by" and "no profile" in record.reason
+    # No stop: on its way, or cut short.
+    cut = as_stored(documents[: len(documents) // 2])
+    (record,) = process_run(cut, wanted)
+    assert record.state == "passed_by" and "no stop document" in record.reason
+    (record,) = process_run(cut, replace(wanted, incomplete=True))
+    assert record.state == "done", record
+    measured = read_result(Path(record.path)).processed.arrays[-1].values
+    assert 0 < np.count_nonzero(measured) < ROWS * COLS
+    # A store that fails half way may work later; nonsense will not.
+
+    def fails() -> Iterator[Document]:
+        yield from documents[:3]
+        raise SourceError("the disk went away")
+
+    (record,) = process_run(as_stored(documents, fails), wanted)
+    assert (record.state, record.retryable) == ("failed", True)
+    assert "the disk went away" in record.reason
+    (record,) = process_run(
+        as_stored([documents[0], ("event", {"x": float("nan")}), documents[-1]]), wanted
+    )
+    assert record.state == "failed" and not record.retryable
+    assert wanted.scratch is not None and list(wanted.scratch.iterdir()) == []
+
+
+def test_a_failure_is_recorded_and_overcome(
+    stored: StoredRun, wanted: Wanted, store: ResultStore, folder: Path, tiled: EmbeddedTiled
+) -> None:
+    (profile,) = wanted.profiles
+    wrong = replace(
+        wanted,
+        folder=folder / "results",
+        profiles=(with_method(profile, None, {"no_such_argument": 1}),),
+    )
+    (record,) = process_run(stored, wrong, store)
+    assert (record.state, record.retryable) == ("failed", False)
+    assert "no_such_argument" in record.reason
+    with TiledHTTP(tiled.uri, tiled.api_key) as http:
+        node = http.get(f"{PROCESSED}/{derived_uid(record.key)}")
+    assert node is not None
+    assert node["metadata"]["stop"]["exit_status"] == "fail"
+    assert store.find(record.key) is None
