@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inscan.callbacks.profile_sections import Cube
 from inscan.callbacks.windows import SpectrumWindows
+from inscan.callbacks.xrf_sections import Cube
 
 __all__ = ["CubeAxis", "cube_axis"]
 

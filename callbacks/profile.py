@@ -18,7 +18,6 @@ from pydantic_core import PydanticUndefined
 
 from inscan.callbacks.profile_sections import (
     TXM,
-    XRF,
     DatumFile,
     Geometry,
     Method,
@@ -29,6 +28,7 @@ from inscan.callbacks.profile_sections import (
     ServiceAddress,
 )
 from inscan.callbacks.references import Reference, read_references
+from inscan.callbacks.xrf_sections import XRF
 
 __all__ = [
     "BeamlineProfile",

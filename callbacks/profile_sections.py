@@ -12,8 +12,6 @@ from inscan.callbacks.units import convert
 
 __all__ = [
     "DatumFile",
-    "Cube",
-    "Elements",
     "Geometry",
     "Method",
     "Part",
@@ -23,8 +21,122 @@ __all__ = [
     "SoftLimit",
     "TXM",
     "TXMStreams",
-    "XRF",
-    "XRFKeys",
+]
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Scalar = str | int | float | bool
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ServiceAddress(Part):
+    """Where the service of this beamline listens."""
+
+    ingest: str | None = None
+    """ZeroMQ address of the service, e.g. ``tcp://127.0.0.1:5620``. null: the address that the
+    running service wrote to its state folder, else the default port on this machine."""
+
+
+class DatumFile(Part):
+    """How the files of one resource ``spec`` (of resource and datum documents) are laid out."""
+
+    dataset: str | None = None
+    """Path of the dataset in the HDF5 file. null: named by ``dataset_from``."""
+    dataset_from: str | None = None
+    """Keyword of the datum that names the dataset, e.g. ``column``. null: ``dataset`` is given."""
+    index_from: str | None = None
+    """Keyword of the datum with the index, from 0, e.g. ``point_number``. null: all of it."""
+    channel_from: str | None = None
+    """Keyword of the datum with the number, from 1, on the second axis. null: no such axis."""
+
+    @model_validator(mode="after")
+    def _one_dataset(self) -> DatumFile:
+        if (self.dataset is None) == (self.dataset_from is None):
+            raise ValueError("give one of dataset and dataset_from")
+        if self.channel_from is not None and self.index_from is None:
+            raise ValueError("channel_from needs index_from")
+        return self
+
+
+class Geometry(Part):
+    """Where the start document says how the map is laid out. Paths are dotted: ``scan.shape``.
+
+    A start document without ``shape`` (and ``scan_input``) is taken as points anywhere in the plane
+    of two motors: their readbacks say where, and they are put on an even grid at the end of the
+    run; such runs have no snapshots, because what falls into a pixel adds up until the last point.
+    """
+
+    shape: str = "shape"
+    """Path of the number of points per axis."""
+    extents: str = "extents"
+    """Path of [[first, last], [first, last]]: centres of the first and last pixel per axis."""
+    scan_input: str | None = None
+    """Path of a flat list [first, last, number or step] of the fast axis, then of the slow axis;
+    what follows is left alone. Also the text of such a list. Where it is present it wins over
+    ``extents``. null: not used."""
+    scan_input_form: Literal["fast_slow_num", "fast_slow_step", "fast_slow"] = "fast_slow_num"
+    """Whether the third entry of each axis is a number of points or a step. ``fast_slow``: whichever
+    agrees with ``shape``; the run is not understood when neither does."""
+    snaking: str = "snaking"
+    """Path of a boolean, or of one per axis (that of the fast axis counts). Missing: no snaking."""
+    motors: str = "motors"
+    """Path of the two motor names."""
+    slow_motor: str | None = None
+    """Path of the slow motor's name, e.g. ``scan.slow_axis.motor_name``. null: from ``motors``."""
+    fast_motor: str | None = None
+    """Path of the fast motor's name. null: from ``motors``."""
+    order: Literal["slow_fast", "fast_slow"] = "slow_fast"
+    """Order of the axes in the keys above. Bluesky plans write the slow axis first; some beamlines'
+    own metadata have the fast axis first."""
+    relative: bool | None = None
+    """Whether positions are counted from where the motors stood before the scan, so that readbacks
+    decide where the map lies. null: when plan_name begins with ``rel_`` or ``relative_``."""
+    units: str | None = None
+    """Units of the motors where a descriptor has none. null: unknown units are named ``""``.
+    A descriptor's own units always win."""
+    slow_units: str | None = None
+    """Path of the slow motor's units in the start document, e.g. ``scan.slow_axis.units``. null, or
+    nothing there: ``units``."""
+    fast_units: str | None = None
+    """Path of the fast motor's units in the start document. null, or nothing there: ``units``."""
+    slow_readback: str | None = None
+    """Data key with the slow position of each pixel. null: the key named like the motor."""
+    fast_readback: str | None = None
+    """Data key with the fast position of each pixel. null: the key named like the motor."""
+    grid_step: tuple[Positive, Positive] | None = None
+    """(slow, fast) step, in motor units, of the grid that points anywhere are put on. null: from
+    the plan's own parameters, else from the points; a warning says which, and the value."""
+    most_points: Annotated[int, Field(gt=0, le=1 << 24)] = 16384
+    """Points for which place is kept when the plan does not say how many there will be. Points
+    beyond are left out, and counted."""
+
+
+"""The sections of a beamline profile. Every field says what it means, also when it is 0 or null."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from inscan.callbacks.lines import EmissionLine
+from inscan.callbacks.units import convert
+
+__all__ = [
+    "DatumFile",
+    "Geometry",
+    "Method",
+    "Part",
+    "References",
+    "Rescan",
+    "ServiceAddress",
+    "SoftLimit",
+    "TXM",
+    "TXMStreams",
 ]
 
 Positive = Annotated[float, Field(gt=0)]
@@ -86,143 +198,6 @@ class Geometry(Part):
     """Data key with the slow position of each pixel. null: the key named like the motor."""
     fast_readback: str | None = None
     """Data key with the fast position of each pixel. null: the key named like the motor."""
-
-
-class XRFKeys(Part):
-    """Data keys of one way of scanning. ``{channel}`` and ``{mcaroi}`` are numbers from 1.
-
-    A key without ``{channel}`` is an array with the channel as its first axis.
-    """
-
-    stream: str = "primary"
-    """Event stream that holds the map. Other streams of the run are left alone."""
-    mcaroi: str | None = None
-    """Counts of a spectral window. With ``{mcaroi}``: one key each; without: the last axis of an
-    array. null: this way of scanning has none."""
-    spectrum: str | None = None
-    """Full spectrum (counts per bin, last axis). null: none is recorded."""
-    live_time: str | None = None
-    """Live time of each channel. null: the dwell time of the run is taken, dead time is unknown."""
-    i0: str | None = None
-    """Incident beam monitor. null: the beam is taken as constant."""
-
-    @field_validator("mcaroi", "spectrum", "live_time")
-    @classmethod
-    def _fillable(cls, template: str | None) -> str | None:
-        if template is not None:
-            _check_template(template)
-        return template
-
-
-def _check_template(template: str) -> None:
-    try:
-        template.format(channel=1, mcaroi=1)
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"{template!r}: only {{channel}} and {{mcaroi}} are filled in") from error
-    except ValueError as error:
-        raise ValueError(f"{template!r} cannot be filled in: {error}") from error
-
-
-class Elements(Part):
-    """Which emission lines become maps, and from what."""
-
-    source: Literal["mcaroi", "spectrum"] = "mcaroi"
-    """``mcaroi``: the detector's window sums as they are. ``spectrum``: windows around the lines,
-    with the background under each peak estimated from both sides."""
-    lines: tuple[str, ...] = ()
-    """Lines such as ``Fe_K`` or ``Pb_L``. Source spectrum: these are extracted. Source mcaroi:
-    names of the windows 1, 2, ... where the detector does not name them, else a selection of them.
-    Empty: every window that the detector names (source mcaroi only)."""
-    mcaroi_name: str | None = None
-    """Configuration key with the name of a window, e.g. ``xs_mcaroi{mcaroi:02d}_name``. null: named
-    by ``lines``."""
-    mcaroi_low_ev: str | None = None
-    """Configuration key with the low edge of a window in eV. null: computed for the line."""
-    mcaroi_high_ev: str | None = None
-    """Configuration key with the high edge of a window in eV. null: computed for the line."""
-    energy_per_bin_ev: str | Positive = 10.0
-    """Width of a spectrum bin in eV, or the configuration key that holds it."""
-    energy_offset_ev: str | float = 0.0
-    """Energy of the centre of bin 0 in eV, or the configuration key that holds it."""
-    resolution_ev: Positive = 150.0
-    """Full width at half maximum of the detector at Mn Ka (5.9 keV), in eV."""
-    window_fwhm: Positive = 1.0
-    """Half width of a computed window in units of the full width at half maximum there."""
-    background: Literal["linear", "none"] = "linear"
-    """``linear``: a straight line under the peak from side windows clear of other lines.
-    ``none``: window sums hold scatter too, and the background is unknown (source spectrum only)."""
-    overlap_warning: Annotated[float, Field(gt=0, le=1)] = 0.02
-    """Warn when this share of one element's counts falls into the window of another."""
-
-    @field_validator("mcaroi_name", "mcaroi_low_ev", "mcaroi_high_ev")
-    @classmethod
-    def _fillable(cls, template: str | None) -> str | None:
-        if template is not None:
-            _check_template(template)
-        return template
-
-    @field_validator("lines")
-    @classmethod
-    def _known(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
-        names = tuple(EmissionLine.parse(name).name for name in lines)
-        if len(set(names)) != len(names):
-            raise ValueError(f"a line is named twice in {list(lines)}; name each once")
-        return names
-
-
-class Cube(Part):
-    """Spectra that are kept pixel by pixel, for the method spectral."""
-
-    bins: Annotated[int, Field(ge=8, le=1024)] = 256
-    """Most energy bins that are kept: so many neighbouring bins of the detector are added up that
-    they suffice."""
-    low_ev: NotNegative = 0.0
-    """Lowest energy kept, in eV."""
-    high_ev: Positive | None = None
-    """Highest energy kept, in eV. null: the incident energy, or the end of the spectrum."""
-    max_bytes: Annotated[int, Field(gt=0)] = 1 << 32
-    """Largest size of the spectra of one run, all channels together. A run that would need more is
-    not understood, and says so: take fewer bins."""
-
-
-class XRF(Part):
-    """A fluorescence microscope."""
-
-    step: XRFKeys | None = None
-    """Keys when each pixel is an event. null: such runs are not understood."""
-    fly: XRFKeys | None = None
-    """Keys when rows come as stream_resource and stream_datum. null: not understood."""
-    channels: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Detector channels to use, from 1: leave a dead one out here. Empty: all that are recorded."""
-    elements: Elements = Elements()
-    """Which emission lines become maps."""
-    cube: Cube | None = None
-    """Spectra to keep beside the window sums; needs ``elements.source: spectrum``. null: none."""
-    incident_energy: str | None = "scan.energy"
-    """Path of the incident energy in the start document. null: unknown, no line is refused."""
-    incident_energy_units: Literal["eV", "keV"] = "keV"
-    """Units of that energy."""
-    dwell: str | None = "scan.dwell"
-    """Path of the dwell time per pixel (s) in the start document. null: unknown."""
-
-    @model_validator(mode="after")
-    def _has_keys(self) -> XRF:
-        ways = {"step": self.step, "fly": self.fly}
-        if not any(ways.values()):
-            raise ValueError("give the data keys of at least one of step and fly")
-        for way, keys in ways.items():
-            if keys is not None and getattr(keys, self.elements.source) is None:
-                raise ValueError(
-                    f"elements.source is {self.elements.source}, but {way}.{self.elements.source}"
-                    f" is not given; name the data key or choose the other source"
-                )
-        if self.cube is not None and self.elements.source != "spectrum":
-            raise ValueError("cube keeps spectra: set elements.source to spectrum, or leave it out")
-        if self.elements.source == "spectrum" and not self.elements.lines:
-            raise ValueError(
-                "elements.source is spectrum: name at least one line in elements.lines"
-            )
-        return self
 
 
 class TXMStreams(Part):

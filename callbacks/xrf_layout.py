@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from inscan.callbacks.cube import CubeAxis, cube_axis
 from inscan.callbacks.lines import EmissionLine, excitable, line_window, overlaps
-from inscan.callbacks.profile_sections import XRF, Elements, XRFKeys
 from inscan.callbacks.units import scale
 from inscan.callbacks.updates import NotUnderstood, from_stream
 from inscan.callbacks.windows import SpectrumWindows, spectrum_windows
+from inscan.callbacks.xrf_sections import XRF, Elements, XRFKeys
 
 __all__ = ["Column", "XRFLayout", "read_layout"]
 
