@@ -1,29 +1,25 @@
 """Where a map lies: seq_num to pixel to motor position, and back.
 
-Only this module reads shapes and extents of start documents. Rows are the slow axis. A pixel's
-position is its centre; a region's range reaches to the outer edges of its pixels.
+What start documents say is read by `inscan.callbacks.geometry_start`. Rows are the slow axis. A
+pixel's position is its centre; a region's range reaches to the outer edges of its pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from inscan.callbacks.profile import start_value
+from inscan.callbacks.geometry_start import GeometryError, Raster, read_start
 from inscan.callbacks.profile_sections import Geometry
 
 __all__ = ["GeometryError", "RegionOfInterest", "ScanGeometry", "region_from_box"]
 
 # A pixel in a start document costs memory here; no instrument comes near this.
 _MOST_PIXELS = 1 << 28
-
-
-class GeometryError(ValueError):
-    """A start document that does not say where the map lies."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,12 @@ class ScanGeometry:
         the first: the scan then goes down.
     snaking
         Every second row was taken from last to first.
+    slow_centres, fast_centres
+        Centres of all rows and columns where they are not evenly spaced, rising or falling all
+        the way; empty: evenly spaced. First and last are theirs.
+    planned
+        Whether the positions are known before the scan. Otherwise only readbacks tell: those of a
+        relative scan count from an unknown start, and points anywhere have none.
     """
 
     shape: tuple[int, int]
@@ -55,6 +57,9 @@ class ScanGeometry:
     fast_first: float
     fast_last: float
     snaking: bool
+    slow_centres: tuple[float, ...] = ()
+    fast_centres: tuple[float, ...] = ()
+    planned: bool = True
 
     def __post_init__(self) -> None:
         rows, cols = self.shape
@@ -63,15 +68,28 @@ class ScanGeometry:
                 f"shape {self.shape}: expected (row, col), each at least 1, at most"
                 f" {_MOST_PIXELS} pixels"
             )
-        ends = (self.slow_first, self.slow_last, self.fast_first, self.fast_last)
-        if not all(math.isfinite(end) for end in ends):
-            raise GeometryError(f"extents {ends}: every position must be finite")
+        given = (self.slow_first, self.slow_last, self.fast_first, self.fast_last)
+        if not all(math.isfinite(end) for end in given):
+            raise GeometryError(f"extents {given}: every position must be finite")
         for name, count, first, last in (
             (self.slow_motor, rows, self.slow_first, self.slow_last),
             (self.fast_motor, cols, self.fast_first, self.fast_last),
         ):
             if count > 1 and first == last:
                 raise GeometryError(f"{name}: {count} positions, but all of them at {first}")
+        for name, centres, count, ends in (
+            (self.slow_motor, self.slow_centres, rows, given[:2]),
+            (self.fast_motor, self.fast_centres, cols, given[2:]),
+        ):
+            steps = np.diff(centres)
+            if centres and not (
+                len(centres) == count
+                and (centres[0], centres[-1]) == ends
+                and ((steps > 0).all() or (steps < 0).all())
+            ):
+                raise GeometryError(
+                    f"{name}: {len(centres)} uneven centres are no {count} in order"
+                )
 
     @property
     def size(self) -> int:
@@ -80,12 +98,12 @@ class ScanGeometry:
 
     @property
     def slow_step(self) -> float:
-        """Signed distance of rows. One row: the width of a column, unsigned, else 1."""
+        """Signed (mean) distance of rows. One row: the width of a column, unsigned, else 1."""
         return self._steps()[0]
 
     @property
     def fast_step(self) -> float:
-        """Signed distance of columns. One column: the height of a row, unsigned, else 1."""
+        """Signed (mean) distance of columns. One column: the height of a row, unsigned, else 1."""
         return self._steps()[1]
 
     def _steps(self) -> tuple[float, float]:
@@ -119,21 +137,24 @@ class ScanGeometry:
     def position_of(self, row: int, col: int) -> tuple[float, float]:
         """Return (slow, fast) of a pixel's centre in motor units; IndexError outside the map."""
         self._check(row, col)
+        slow, fast = self.slow_centres, self.fast_centres
         return (
-            _between(self.slow_first, self.slow_last, row, self.shape[0]),
-            _between(self.fast_first, self.fast_last, col, self.shape[1]),
+            slow[row] if slow else _between(self.slow_first, self.slow_last, row, self.shape[0]),
+            fast[col] if fast else _between(self.fast_first, self.fast_last, col, self.shape[1]),
         )
 
     def positions(self) -> np.ndarray:
-        """Return the centres of all pixels, (2, row, col) float64: slow, fast in motor units."""
-        slow = np.linspace(self.slow_first, self.slow_last, self.shape[0])
-        fast = np.linspace(self.fast_first, self.fast_last, self.shape[1])
+        """Return the centres of all pixels, (2, row, col) float64: slow, fast in motor units; NaN
+        where they are not planned."""
+        if not self.planned:
+            return np.full((2, *self.shape), np.nan)
+        slow = self.slow_centres or np.linspace(self.slow_first, self.slow_last, self.shape[0])
+        fast = self.fast_centres or np.linspace(self.fast_first, self.fast_last, self.shape[1])
         return np.stack(np.meshgrid(slow, fast, indexing="ij"))
 
     def pixel_at(self, slow: float, fast: float) -> tuple[int, int]:
         """Return the pixel around a position (motor units); ValueError outside the field."""
-        row = (slow - self.slow_first) / self.slow_step
-        col = (fast - self.fast_first) / self.fast_step
+        row, col = self._index(0, slow), self._index(1, fast)
         for name, index, count in (
             (self.slow_motor, row, self.shape[0]),
             (self.fast_motor, col, self.shape[1]),
@@ -160,9 +181,27 @@ class ScanGeometry:
 
         ``box`` is (row0, row1, col0, col1); fractions of a pixel are allowed.
         """
-        slow = [self.slow_first + (edge - 0.5) * self.slow_step for edge in box[:2]]
-        fast = [self.fast_first + (edge - 0.5) * self.fast_step for edge in box[2:]]
+        slow = [self._edge(0, edge) for edge in box[:2]]
+        fast = [self._edge(1, edge) for edge in box[2:]]
         return (min(slow), max(slow)), (min(fast), max(fast))
+
+    def _edge(self, axis: int, edge: float) -> float:
+        """Position of an edge, counted in pixels from the outer edge of the first."""
+        first = (self.slow_first, self.fast_first)[axis]
+        centres = (self.slow_centres, self.fast_centres)[axis]
+        if not centres:
+            return first + (edge - 0.5) * self._steps()[axis]
+        return _interpolated(np.arange(len(centres) + 1.0), _edges(centres), edge)
+
+    def _index(self, axis: int, position: float) -> float:
+        """Pixel, with its fraction, at a position: whole numbers are centres."""
+        first = (self.slow_first, self.fast_first)[axis]
+        centres = (self.slow_centres, self.fast_centres)[axis]
+        if not centres:
+            return (position - first) / self._steps()[axis]
+        edges = _edges(centres)
+        sign = 1.0 if edges[-1] > edges[0] else -1.0
+        return _interpolated(sign * edges, np.arange(len(edges)) - 0.5, sign * position)
 
     def with_units(self, units: Mapping[str, str]) -> ScanGeometry:
         """Return the same raster with the motors' units taken from ``units`` where they are named.
@@ -177,14 +216,19 @@ class ScanGeometry:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able mapping; `from_dict` reads it."""
-        return {**asdict(self), "shape": list(self.shape)}
+        lists = ("shape", "slow_centres", "fast_centres")
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in lists}}
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> ScanGeometry:
         """Read what `to_dict` wrote; GeometryError when it is something else."""
         try:
             rows, cols = mapping["shape"]
-            return cls(**{**mapping, "shape": (int(rows), int(cols))})
+            centres = {
+                name: tuple(float(centre) for centre in mapping.get(name, ()))
+                for name in ("slow_centres", "fast_centres")
+            }
+            return cls(**{**mapping, **centres, "shape": (int(rows), int(cols))})
         except (KeyError, TypeError, ValueError) as error:
             raise GeometryError(f"not a scan geometry: {error}") from error
 
@@ -209,54 +253,52 @@ class ScanGeometry:
         Raises
         ------
         GeometryError
-            A key is missing or does not describe two axes.
+            A key is missing or does not describe a raster of two axes.
         """
         keys = keys or Geometry()
-        shape = _pair(start, keys.shape)
-        extents = _pair(start, keys.extents)
-        motors = _pair(start, keys.motors)
-        snaking = start_value(start, keys.snaking)
-        if isinstance(snaking, Sequence) and not isinstance(snaking, str):
-            # The slow axis never snakes; with the fast axis first its flag comes first.
-            snaking = snaking[0 if keys.order == "fast_slow" else -1] if snaking else False
-        axes = [0, 1] if keys.order == "slow_fast" else [1, 0]
-        slow, fast = axes
-        try:
-            if any(float(count) != int(count) for count in shape):
-                raise GeometryError(f"start.{keys.shape} = {shape!r}: counts must be whole")
-            geometry = cls(
-                shape=(int(shape[slow]), int(shape[fast])),
-                slow_motor=str(motors[slow]),
-                fast_motor=str(motors[fast]),
-                slow_units=keys.units or "",
-                fast_units=keys.units or "",
-                slow_first=float(extents[slow][0]),
-                slow_last=float(extents[slow][1]),
-                fast_first=float(extents[fast][0]),
-                fast_last=float(extents[fast][1]),
-                snaking=bool(snaking),
-            )
-        except GeometryError:
-            raise
-        except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+        layout = read_start(start, keys)
+        if not isinstance(layout, Raster):
             raise GeometryError(
-                f"start.{keys.shape} = {shape!r} and start.{keys.extents} = {extents!r}: expected"
-                f" [rows, cols] and [[first, last], [first, last]]: {error}"
-            ) from error
-        return geometry.with_units(units or {})
+                f"the start document has no {keys.shape!r} of rows (profile key geometry.shape): the"
+                f" points of {layout.pattern!r} are no raster"
+            )
+        return cls.of(layout).with_units(units or {})
+
+    @classmethod
+    def of(cls, raster: Raster) -> ScanGeometry:
+        """Return the geometry of what a start document says; GeometryError when it cannot be."""
+        return cls(
+            shape=raster.shape,
+            slow_motor=raster.motors[0],
+            fast_motor=raster.motors[1],
+            slow_units=raster.units[0],
+            fast_units=raster.units[1],
+            slow_first=raster.slow[0],
+            slow_last=raster.slow[1],
+            fast_first=raster.fast[0],
+            fast_last=raster.fast[1],
+            snaking=raster.snaking,
+            slow_centres=raster.slow_centres,
+            fast_centres=raster.fast_centres,
+            planned=not raster.relative,
+        )
+
+    def shifted(self, slow: float, fast: float) -> ScanGeometry:
+        """Return the same raster, moved (motor units), with positions that are known."""
+        return replace(
+            self,
+            slow_first=self.slow_first + slow,
+            slow_last=self.slow_last + slow,
+            fast_first=self.fast_first + fast,
+            fast_last=self.fast_last + fast,
+            slow_centres=tuple(centre + slow for centre in self.slow_centres),
+            fast_centres=tuple(centre + fast for centre in self.fast_centres),
+            planned=True,
+        )
 
     def _check(self, row: int, col: int) -> None:
         if not (0 <= row < self.shape[0] and 0 <= col < self.shape[1]):
             raise IndexError(f"pixel ({row}, {col}) is outside a map of {self.shape}")
-
-
-def _pair(start: Mapping[str, Any], path: str) -> Sequence[Any]:
-    value = start_value(start, path)
-    if value is None:
-        raise GeometryError(f"the start document has no {path!r}")
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise GeometryError(f"start.{path} = {value!r:.80}: expected two axes")
-    return value
 
 
 def _between(first: float, last: float, index: int, count: int) -> float:
@@ -266,6 +308,22 @@ def _between(first: float, last: float, index: int, count: int) -> float:
     if index == count - 1:
         return last
     return index * ((last - first) / (count - 1)) + first
+
+
+def _edges(centres: tuple[float, ...]) -> np.ndarray:
+    """Outer edges of pixels, (n + 1,): half way between centres, the outermost as far outside."""
+    middle = np.asarray(centres)
+    if len(middle) == 1:
+        return np.array([middle[0] - 0.5, middle[0] + 0.5])
+    inner = (middle[1:] + middle[:-1]) / 2
+    return np.concatenate([[2 * middle[0] - inner[0]], inner, [2 * middle[-1] - inner[-1]]])
+
+
+def _interpolated(x: np.ndarray, y: np.ndarray, at: float) -> float:
+    """Linear interpolation over rising x, going on straight beyond both ends."""
+    index = min(max(int(np.searchsorted(x, at, side="right")) - 1, 0), len(x) - 2)
+    slope = (y[index + 1] - y[index]) / (x[index + 1] - x[index])
+    return float(y[index] + (at - x[index]) * slope)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,496 @@
+"""What a start document says of where the pixels lie. Nothing else reads shapes and extents.
+
+Facts about Bluesky's own plans were read off documents of bluesky 1.15.1: ``grid_scan`` writes
+shape, extents, snaking and motors, slow axis first; ``list_grid_scan`` writes min and max as extents
+and its lists as ``plan_pattern_args``; ``spiral_square`` writes shape and extents (y first) although
+its points come from the middle outwards, and motors x first; other spirals, ``scan_nd`` and scans
+of two motors together write no shape. ``rel_`` plans write extents from where the motors stood.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from inscan.callbacks.profile import start_value
+from inscan.callbacks.profile_sections import Geometry
+from inscan.callbacks.updates import MALFORMED
+
+__all__ = ["GeometryError", "Points", "Raster", "read_start"]
+
+# A list in a start document that is longer than this is no list of positions.
+_LONGEST_TEXT = 2000
+_MOST_CENTRES = 1 << 16
+_NUMPY_SCALAR = re.compile(r"np\.\w+\(([^()]*)\)")
+# Counts and steps of people do not come out whole to the last bit.
+_WHOLE = 1e-6
+
+
+class GeometryError(ValueError):
+    """A start document that does not say where the map lies."""
+
+
+@dataclass(frozen=True)
+class Raster:
+    """A grid whose points come row by row.
+
+    Attributes
+    ----------
+    shape
+        (row, col).
+    motors, units
+        (slow, fast).
+    slow, fast
+        Centres of the first and last pixel in motor units.
+    snaking
+        Every second row was taken from last to first.
+    slow_centres, fast_centres
+        All centres, where they are not evenly spaced; else empty.
+    relative
+        Positions are counted from where the motors stood before.
+    warnings
+        What people should know.
+    """
+
+    shape: tuple[int, int]
+    motors: tuple[str, str]
+    units: tuple[str, str]
+    slow: tuple[float, float]
+    fast: tuple[float, float]
+    snaking: bool
+    slow_centres: tuple[float, ...] = ()
+    fast_centres: tuple[float, ...] = ()
+    relative: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points anywhere, whose readbacks alone say where they lie.
+
+    Attributes
+    ----------
+    motors, units
+        (slow, fast).
+    expected
+        Number of points; None: the plan does not say.
+    step
+        (slow, fast) distance of the grid that they are put on, in motor units; None: not said.
+    step_from
+        What said the step, in words; empty: nothing did.
+    pattern
+        Name of the pattern, for people.
+    """
+
+    motors: tuple[str, str]
+    units: tuple[str, str]
+    expected: int | None
+    step: tuple[float, float] | None
+    step_from: str
+    pattern: str
+
+
+def read_start(start: Mapping[str, Any], keys: Geometry | None = None) -> Raster | Points:
+    """Read where the pixels lie.
+
+    Parameters
+    ----------
+    start
+        Start document.
+    keys
+        Where it says what; None: as Bluesky's plans write it.
+
+    Raises
+    ------
+    GeometryError
+        It says neither a raster of two axes nor two motors; names the profile key to set.
+    """
+    keys = keys or Geometry()
+    try:
+        if keys.scan_input is not None and start_value(start, keys.scan_input) is not None:
+            return _from_scan_input(start, keys)
+        if _says(start, keys.shape) and not _nonsequential(start):
+            raster = _from_shape(start, keys)
+            return _points(start, keys) if raster is None else raster
+        return _points(start, keys)
+    except GeometryError:
+        raise
+    except MALFORMED as error:
+        raise GeometryError(
+            f"the geometry of the start document cannot be read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _says(start: Mapping[str, Any], path: str) -> bool:
+    """Whether the path is there. With null in it, it is: that is a mistake, not another plan."""
+    *parents, last = path.split(".")
+    value = start_value(start, ".".join(parents)) if parents else start
+    return isinstance(value, Mapping) and last in value
+
+
+def _nonsequential(start: Mapping[str, Any]) -> bool:
+    """Whether points of a grid come in another order than row by row."""
+    hints = start.get("hints")
+    gridding = hints.get("gridding") if isinstance(hints, Mapping) else None
+    return gridding == "rectilinear_nonsequential" or start.get("plan_pattern") == "spiral_square"
+
+
+def _from_shape(start: Mapping[str, Any], keys: Geometry) -> Raster | None:
+    """Read shape and extents; None: the lists of the grid go up and down, rows are no neighbours."""
+    shape = _pair(start, keys.shape, "shape")
+    extents = _pair(start, keys.extents, "extents")
+    slow, fast = (0, 1) if keys.order == "slow_fast" else (1, 0)
+    try:
+        if any(float(count) != int(count) for count in shape):
+            raise GeometryError(f"start.{keys.shape} = {shape!r}: counts must be whole")
+        ends = [(float(extents[axis][0]), float(extents[axis][1])) for axis in (slow, fast)]
+        counts = int(shape[slow]), int(shape[fast])
+    except GeometryError:
+        raise
+    except MALFORMED as error:
+        raise GeometryError(
+            f"start.{keys.shape} = {shape!r} and start.{keys.extents} = {extents!r}: expected"
+            f" [rows, cols] and [[first, last], [first, last]]: {error}"
+        ) from error
+    motors = _motors(start, keys)
+    raster = Raster(
+        shape=counts,
+        motors=motors,
+        units=_units(start, keys),
+        slow=ends[0],
+        fast=ends[1],
+        snaking=_snaking(start, keys, motors[1]),
+        relative=_relative(start, keys),
+    )
+    return _with_lists(raster, start) if start.get("plan_pattern") == _LISTS else raster
+
+
+_LISTS = "outer_list_product"
+
+
+def _with_lists(raster: Raster, start: Mapping[str, Any]) -> Raster | None:
+    """Take the positions of a grid of lists from the lists: its extents are their least and most."""
+    pattern = start.get("plan_pattern_args")
+    args = pattern.get("args") if isinstance(pattern, Mapping) else None
+    if not isinstance(args, Sequence) or isinstance(args, str) or len(args) != 4:
+        raise GeometryError(
+            "a grid of lists (plan_pattern outer_list_product) without its lists in"
+            " plan_pattern_args.args: its spacing is unknown, and it is not taken as even"
+        )
+    lists = []
+    for values, count in zip((args[1], args[3]), raster.shape, strict=True):
+        lists.append(_numbers(values, "plan_pattern_args.args"))
+        if len(lists[-1]) != count:
+            raise GeometryError(
+                f"plan_pattern_args.args has a list of {len(lists[-1])} positions, the shape has"
+                f" {count}"
+            )
+    warnings = []
+    ends: list[tuple[float, float]] = []
+    centres: list[tuple[float, ...]] = []
+    for name, values in zip(raster.motors, lists, strict=True):
+        steps = np.diff(values)
+        if len(steps) and not ((steps > 0).all() or (steps < 0).all()):
+            return None
+        even = not len(steps) or bool(np.allclose(steps, steps.mean(), rtol=1e-6, atol=0))
+        ends.append((values[0], values[-1]))
+        centres.append(() if even else tuple(values))
+        if not even:
+            warnings.append(
+                f"{name} is not evenly spaced ({values[0]:g} to {values[-1]:g} in steps of"
+                f" {np.abs(steps).min():g} to {np.abs(steps).max():g}): pixels of the map are not"
+                " of one size; axes drawn with one step are nominal, `position` has the places"
+            )
+    return Raster(
+        raster.shape,
+        raster.motors,
+        raster.units,
+        ends[0],
+        ends[1],
+        raster.snaking,
+        centres[0],
+        centres[1],
+        raster.relative,
+        (*raster.warnings, *warnings),
+    )
+
+
+def _from_scan_input(start: Mapping[str, Any], keys: Geometry) -> Raster:
+    """Read [fast first, last, num | step, slow first, last, num | step, ...]."""
+    path = str(keys.scan_input)
+    given = start_value(start, path)
+    values = _numbers(given, path)
+    if len(values) < 6:
+        raise GeometryError(
+            f"start.{path} = {given!r:.80}: expected [first, last, number or step] of the fast and"
+            " of the slow axis (geometry.scan_input)"
+        )
+    warnings: list[str] = []
+    counts: list[int] = []
+    ends: list[tuple[float, float]] = []
+    said = _planned_counts(start, keys)
+    form = keys.scan_input_form
+    if form == "fast_slow":
+        form = _form_by_shape(values, said, path, keys)
+    for axis, number in (("fast", 0), ("slow", 1)):
+        first, last, third = values[3 * number : 3 * number + 3]
+        if form == "fast_slow_num":
+            if not 1 <= third < 1 << 31 or third != int(third):
+                raise GeometryError(
+                    f"start.{path} = {given!r:.80}: {third:g} is no number of {axis} points; does it"
+                    " hold steps (geometry.scan_input_form: fast_slow_step)?"
+                )
+            counts.append(int(third))
+            ends.append((first, last))
+            continue
+        count, last = _count_of(first, last, third, said[number], axis, path, warnings)
+        counts.append(count)
+        ends.append((first, last))
+    if said not in ((None, None), tuple(counts)):
+        warnings.append(
+            f"start.{keys.shape} says {said} fast and slow points, start.{path} says {tuple(counts)};"
+            " the latter is believed"
+        )
+    motors = _motors(start, keys)
+    return Raster(
+        shape=(counts[1], counts[0]),
+        motors=motors,
+        units=_units(start, keys),
+        slow=ends[1],
+        fast=ends[0],
+        snaking=_snaking(start, keys, motors[1]),
+        relative=_relative(start, keys),
+        warnings=tuple(warnings),
+    )
+
+
+def _form_by_shape(
+    values: Sequence[float], said: tuple[int | None, int | None], path: str, keys: Geometry
+) -> Literal["fast_slow_num", "fast_slow_step"]:
+    """Return what the third entries are: numbers of points, or steps."""
+    if said == (values[2], values[5]):
+        return "fast_slow_num"
+    counts = [
+        _intervals(*values[3 * axis : 3 * axis + 3]) + 1 if count is not None else math.nan
+        for axis, count in enumerate(said)
+    ]
+    if all(abs(found - (count or 0)) < 1 for found, count in zip(counts, said, strict=True)):
+        return "fast_slow_step"
+    raise GeometryError(
+        f"start.{path} = {list(values[:6])} fits start.{keys.shape} = {said} (fast, slow) neither with"
+        " numbers of points nor with steps: set geometry.scan_input_form"
+    )
+
+
+def _intervals(first: float, last: float, step: float) -> float:
+    if step == 0:
+        return 0.0 if first == last else math.nan
+    return abs((last - first) / step)
+
+
+def _count_of(
+    first: float,
+    last: float,
+    step: float,
+    said: int | None,
+    axis: str,
+    path: str,
+    warnings: list[str],
+) -> tuple[int, float]:
+    """Return the number of points of an axis given by its step, and where the last one lies."""
+    intervals = _intervals(first, last, step)
+    if not intervals < 1 << 28:
+        raise GeometryError(
+            f"start.{path}: the {axis} axis, {first:g} to {last:g} in steps of {step:g}, is no scan"
+        )
+    whole = math.floor(intervals + _WHOLE)
+    if said is not None and abs(said - 1 - intervals) <= 1:
+        whole = said - 1
+    if abs(intervals - whole) > _WHOLE:
+        end = first + math.copysign(whole * abs(step), last - first)
+        warnings.append(
+            f"the {axis} axis {first:g} to {last:g} is not a whole number of steps of {step:g}:"
+            f" {whole + 1} points up to {end:g} are taken"
+        )
+        return whole + 1, end
+    return whole + 1, last
+
+
+def _planned_counts(start: Mapping[str, Any], keys: Geometry) -> tuple[int | None, int | None]:
+    """Return (fast, slow) counts from the key of the shape, where it has any."""
+    shape = start_value(start, keys.shape)
+    if isinstance(shape, np.ndarray):
+        shape = shape.tolist()
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) != 2:
+        return None, None
+    if not all(isinstance(n, int | float) and n == n // 1 and 1 <= n < 1 << 31 for n in shape):
+        return None, None
+    fast, slow = shape if keys.order == "fast_slow" else reversed(shape)
+    return int(fast), int(slow)
+
+
+def _points(start: Mapping[str, Any], keys: Geometry) -> Points:
+    pattern = str(start.get("plan_pattern") or start.get("plan_name") or "unknown")[:60]
+    motors = _motors(start, keys)
+    spiral = str(start.get("plan_pattern") or "").startswith("spiral")
+    if spiral and keys.order == "slow_fast" and _plain_motors(keys):
+        # Spirals name their motors x first.
+        motors = motors[1], motors[0]
+    expected = start.get("num_points")
+    if isinstance(expected, bool) or not isinstance(expected, int) or expected < 1:
+        expected = None
+    if keys.grid_step is not None:
+        steps = keys.grid_step
+        step = (float(steps[0]), float(steps[1]))
+        return Points(motors, _units(start, keys), expected, step, "geometry.grid_step", pattern)
+    step, said = _pattern_step(start)
+    return Points(motors, _units(start, keys), expected, step, said, pattern)
+
+
+def _pattern_step(start: Mapping[str, Any]) -> tuple[tuple[float, float] | None, str]:
+    """Return (slow, fast) steps that a pattern of Bluesky's implies, and how they come about."""
+    pattern = start.get("plan_pattern")
+    args = start.get("plan_pattern_args")
+    if pattern == "spiral_square" or _nonsequential(start):
+        try:
+            steps = [
+                abs(float(last) - float(first)) / max(int(count) - 1, 1)
+                for count, (first, last) in zip(start["shape"], start["extents"], strict=True)
+            ]
+        except MALFORMED:
+            return None, ""
+        return _usable(steps, "extents and shape of the plan")
+    if not isinstance(args, Mapping):
+        return None, ""
+    try:
+        along = float(args["dr"])
+        across = along if args.get("dr_y") is None else float(args["dr_y"])
+        if pattern == "spiral":
+            # Ring i has i * nth points on a circle of radius i * dr.
+            factor = max(1.0, 2 * math.pi / float(args["nth"]))
+            return _usable([across * factor, along * factor], "the spiral's dr and nth")
+        if pattern == "spiral_fermat":
+            # Point i lies at radius sqrt(i) * dr / factor: each has the area pi (dr / factor)^2.
+            factor = math.sqrt(math.pi) / float(args["factor"])
+            return _usable([across * factor, along * factor], "the spiral's dr and factor")
+    except (*MALFORMED, ZeroDivisionError):
+        return None, ""
+    return None, ""
+
+
+def _usable(steps: Sequence[float], said: str) -> tuple[tuple[float, float] | None, str]:
+    if len(steps) != 2 or not all(math.isfinite(step) and step > 0 for step in steps):
+        return None, ""
+    return (steps[0], steps[1]), said
+
+
+def _plain_motors(keys: Geometry) -> bool:
+    return keys.slow_motor is None and keys.fast_motor is None
+
+
+def _motors(start: Mapping[str, Any], keys: Geometry) -> tuple[str, str]:
+    """Return the names of the slow and of the fast motor."""
+    if not _plain_motors(keys):
+        names = []
+        for axis, path in (("slow", keys.slow_motor), ("fast", keys.fast_motor)):
+            name = None if path is None else start_value(start, path)
+            if not isinstance(name, str) or not name:
+                raise GeometryError(
+                    f"the start document names no {axis} motor at {path!r}"
+                    f" (geometry.{axis}_motor): got {name!r:.60}"
+                )
+            names.append(name)
+        return names[0], names[1]
+    motors = _pair(start, keys.motors, "motors")
+    if not all(isinstance(name, str) and name for name in motors):
+        raise GeometryError(f"start.{keys.motors} = {motors!r:.80}: expected two names of motors")
+    if motors[0] == motors[1]:
+        raise GeometryError(f"start.{keys.motors} = {motors!r:.80}: expected two different motors")
+    slow, fast = (0, 1) if keys.order == "slow_fast" else (1, 0)
+    return motors[slow], motors[fast]
+
+
+def _units(start: Mapping[str, Any], keys: Geometry) -> tuple[str, str]:
+    """Return the units of the slow and fast axis, empty where the start document has none."""
+    found = []
+    for path in (keys.slow_units, keys.fast_units):
+        value = None if path is None else start_value(start, path)
+        found.append(value if isinstance(value, str) and value else keys.units or "")
+    return found[0], found[1]
+
+
+def _snaking(start: Mapping[str, Any], keys: Geometry, fast_motor: str) -> bool:
+    snaking = start_value(start, keys.snaking)
+    if snaking is None and start.get("plan_pattern") == _LISTS:
+        # Written as text: True, False, or the motors that snake as their repr.
+        text = str(start.get("snake_axes"))
+        return text == "True" or f"'{fast_motor}'" in text
+    if isinstance(snaking, np.ndarray):
+        snaking = snaking.tolist()
+    if isinstance(snaking, Sequence) and not isinstance(snaking, str):
+        # The slow axis never snakes; with the fast axis first its flag comes first.
+        snaking = snaking[0 if keys.order == "fast_slow" else -1] if snaking else False
+    if isinstance(snaking, str):
+        return snaking.strip().lower() in ("true", "1", "yes")
+    return bool(snaking)
+
+
+def _relative(start: Mapping[str, Any], keys: Geometry) -> bool:
+    if keys.relative is not None:
+        return keys.relative
+    return str(start.get("plan_name") or "").startswith(("rel_", "relative_"))
+
+
+def _pair(start: Mapping[str, Any], path: str, key: str) -> Sequence[Any]:
+    value = start_value(start, path)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if value is None:
+        raise GeometryError(f"the start document has no {path!r} (profile key geometry.{key})")
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise GeometryError(
+            f"start.{path} = {value!r:.80}: expected two axes, a map has no more and no fewer"
+            f" (profile key geometry.{key})"
+        )
+    return value
+
+
+def _numbers(value: Any, path: str) -> list[float]:
+    """Return finite numbers from a list, or from the text of one; nothing of it is evaluated."""
+    items = value
+    if isinstance(items, str):
+        if len(items) > _LONGEST_TEXT:
+            raise GeometryError(f"start.{path}: a text of {len(items)} characters is no list")
+        text = _NUMPY_SCALAR.sub(r"\1", items).strip()
+        if text[:1] == "(" and text[-1:] == ")":
+            text = f"[{text[1:-1].rstrip(', ')}]"
+        try:
+            items = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            # `1.` and `.5` are numbers in Python's words, and none in JSON's.
+            parts = text.strip("[]").split(",")
+            try:
+                items = [float(part) for part in parts]
+            except ValueError:
+                raise GeometryError(
+                    f"start.{path} = {value!r:.80}: not a list of numbers: {error}"
+                ) from error
+    if isinstance(items, np.ndarray):
+        items = items.tolist()
+    if not isinstance(items, Sequence) or isinstance(items, str) or len(items) > _MOST_CENTRES:
+        raise GeometryError(f"start.{path} = {value!r:.80}: expected a list of numbers")
+    try:
+        numbers = [float(item) for item in items]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise GeometryError(
+            f"start.{path} = {value!r:.80}: not all are numbers: {error}"
+        ) from error
+    if not all(math.isfinite(number) for number in numbers):
+        raise GeometryError(f"start.{path} = {value!r:.80}: every number must be finite")
+    return numbers
