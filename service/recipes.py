@@ -37,7 +37,7 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
         XRF: `counts` (channel, element, row, col), `exposure` (channel, row, col), `measured` (row, col), and
         `background` where it comes from spectra; `cube` (channel, row, col, bin) for spectral.
         TXM: `transmission` and `variance` (energy, row, col), `measured`; `flats` (flat, row, col) where there are
-        several.
+        several. Archived stacks may lack `variance`: the noise is then measured from the stack itself.
     progress : callable
         Called with the fraction done, 0 to 1; it also tells the broker that the job is alive.
 
@@ -133,9 +133,9 @@ def _superres(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
 
 
 def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
-    _need(job, arrays, "transmission", "variance")
+    _need(job, arrays, "transmission")
     energies = np.asarray(job.meta["energies_ev"], dtype=np.float64)
-    transmission, variance = np.asarray(arrays["transmission"]), np.asarray(arrays["variance"])
+    transmission, variance = np.asarray(arrays["transmission"]), arrays.get("variance")
     measured = arrays.get("measured")
     recorded = np.isfinite(transmission).any(axis=(1, 2))
     if measured is not None:
@@ -147,7 +147,7 @@ def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
         )
     # A snapshot has only its first energies; an aborted scan never gets the others.
     part = np.ascontiguousarray(transmission[recorded])
-    part_variance = np.ascontiguousarray(variance[recorded])
+    part_variance = None if variance is None else np.ascontiguousarray(variance[recorded])
     part_measured = None if measured is None else np.asarray(measured, dtype=bool)[recorded]
     estimate = subspace.denoise(
         part,
@@ -188,7 +188,7 @@ def _chemistry(
     energies: np.ndarray,
     estimate: Estimate,
     raw: np.ndarray,
-    raw_variance: np.ndarray,
+    raw_variance: np.ndarray | None,
     report: dict[str, Any],
 ) -> list[ResultArray]:
     """Edge energies and fractions of references, from optical density, which is taken only after denoising."""
