@@ -1,0 +1,374 @@
+"""The documents of one run in a Tiled catalog, as an assembler needs them.
+
+`TiledWriter` takes documents apart: scalars lie in a table of each stream, larger arrays in nodes beside it, detector
+files are registered. They are put together again from these nodes, not with ``run.documents()``, which hands arrays out
+as lists and puts stream documents after the events that need them. What Tiled does not keep cannot come back: uids of
+events, ``filled``, and how the frames of a file were dealt out over datum documents.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+
+from inscan.callbacks.sources.interface import Document, SourceError
+from inscan.callbacks.sources.tiled_files import External, from_stream
+
+__all__ = ["RunReader"]
+
+_TABLE = "internal"
+_ARROW = "application/vnd.apache.arrow.file"
+_NOT_DATA = ("seq_num", "time")
+# What one request for rows of arrays may bring.
+_BLOCK_BYTES = 32 << 20
+
+
+@dataclass
+class _Stream:
+    """What has been handed on of one stream."""
+
+    descriptors: int = 0
+    rows: int = 0
+    resources: Counter[str] = field(default_factory=Counter)
+    announced: Counter[str] = field(default_factory=Counter)
+    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class RunReader:
+    """Reads a run, also one that still grows.
+
+    Parameters
+    ----------
+    container
+        Tiled's client of the container that holds the run.
+    uid
+        Of the run.
+    as_arrays
+        Hand out external data as arrays in events: ``none``, where a reference to their files does; ``legacy``, those
+        that came by resource and datum documents, whose events carry ids otherwise; ``all``. Files that this machine
+        does not have, or that only a Tiled adapter reads, are always handed out as arrays.
+
+    Attributes
+    ----------
+    ended : bool
+        The stop document is there, and has been handed on.
+    """
+
+    def __init__(self, container: Any, uid: str, *, as_arrays: str = "none") -> None:
+        if as_arrays not in ("none", "legacy", "all"):
+            raise ValueError(f"as_arrays is none, legacy or all, not {as_arrays!r}")
+        self.uid = uid
+        self.ended = False
+        self._container = container
+        self._as_arrays = as_arrays
+        self._started = False
+        self._streams: dict[str, _Stream] = {}
+
+    def news(self) -> Iterator[Document]:
+        """Yield what has come since the last time; all of it at first.
+
+        Raises
+        ------
+        SourceError
+            Tiled does not answer, or holds no such run, or one of another make.
+        """
+        try:
+            yield from self._news()
+        except (httpx.HTTPError, KeyError) as error:
+            raise SourceError(f"run {self.uid} cannot be read from Tiled: {error}") from error
+
+    def _news(self) -> Iterator[Document]:
+        if self.ended:
+            return
+        # Its stop is written last: what was there when the stop was seen is all there will be.
+        run = self._container[self.uid]
+        _check(run)
+        metadata = run.metadata
+        if not self._started:
+            self._started = True
+            yield "start", dict(metadata["start"])
+        nodes = {name: node.base for name, node in _streams_of(run).items()}
+        externals = {name: self._externals(node) for name, node in nodes.items()}
+        if not metadata.get("stop"):
+            # How external data are handed out is said in the descriptor: it has to be known by then.
+            nodes = {name: n for name, n in nodes.items() if _settled(n, externals[name])}
+        yield from self._descriptors(nodes, externals)
+        for name in nodes:
+            known = self._streams[name].resources
+            for key, external in externals[name].items():
+                if external.by_reference:
+                    for resource in external.resources(known[key]):
+                        known[key] += 1
+                        yield "stream_resource", {**resource, "run_start": self.uid}
+        yield from heapq.merge(
+            *(self._events(name, nodes[name], externals[name]) for name in nodes),
+            key=lambda document: document[1]["time"],
+        )
+        for name in nodes:
+            known = self._streams[name].announced
+            for key, external in externals[name].items():
+                if external.by_reference and external.count > known[key]:
+                    yield from (("stream_datum", doc) for doc in external.datums(known[key]))
+                    known[key] = external.count
+        if metadata.get("stop"):
+            self.ended = True
+            yield "stop", dict(metadata["stop"])
+
+    def _descriptors(
+        self, nodes: Mapping[str, Any], externals: Mapping[str, Mapping[str, External]]
+    ) -> Iterator[Document]:
+        news = []
+        for name, node in nodes.items():
+            state = self._streams.setdefault(name, _Stream())
+            documents = _descriptors(node, name, self.uid, externals[name])
+            news += documents[state.descriptors :]
+            state.descriptors, state.keys = len(documents), documents[0]["data_keys"]
+        for document in sorted(news, key=lambda doc: doc["time"]):
+            yield "descriptor", document
+
+    def _externals(self, node: Any) -> dict[str, External]:
+        keys, uid = node.metadata["data_keys"], node.metadata["uid"]
+        found = {}
+        for key, part in node.items():
+            if key in keys and "external" in keys[key]:
+                legacy = self._as_arrays == "legacy" and not from_stream(keys[key])
+                wanted = legacy or self._as_arrays == "all"
+                found[key] = External(key, part, keys[key], uid, as_arrays=wanted)
+        return found
+
+    def _events(
+        self, name: str, node: Any, externals: Mapping[str, External]
+    ) -> Iterator[Document]:
+        state = self._streams[name]
+        table = _Table.read(node)
+        if table is None:
+            yield from self._events_without_table(name, node, externals)
+            return
+        arrays = {
+            key: part for key, part in node.items() if key in state.keys and key not in externals
+        }
+        rows = {key: table.rows_of(key, part.shape[0]) for key, part in arrays.items()}
+        filled = {key: one for key, one in externals.items() if not one.by_reference}
+        n = table.complete(rows)
+        sizes = [_row_bytes(part.shape, part.dtype) for part in arrays.values()]
+        sizes += [one.row_bytes for one in filled.values()]
+        step = max(1, _BLOCK_BYTES // max(1, sum(sizes)))
+        stamps = _descriptor_stamps(node)
+        for first in range(state.rows, n, step):
+            last = min(first + step, n)
+            values = {key: _cut(part, rows[key][first:last]) for key, part in arrays.items()}
+            values |= {key: one.rows(table.seq_nums[first:last] - 1) for key, one in filled.items()}
+            for i in range(first, last):
+                more = {key: found[i - first] for key, found in values.items()}
+                yield "event", _event(table, i, more, state.keys, stamps)
+                state.rows = i + 1
+
+    def _events_without_table(
+        self, name: str, node: Any, externals: Mapping[str, External]
+    ) -> Iterator[Document]:
+        """A fly stream of which only files are known, whose data are handed out as arrays."""
+        state, uid = self._streams[name], node.metadata["uid"]
+        filled = [one for one in externals.values() if not one.by_reference]
+        n = max((one.count for one in filled), default=0)
+        step = max(1, _BLOCK_BYTES // max(1, sum(one.row_bytes for one in filled)))
+        # When each was taken is known to nobody any more.
+        taken = float(node.metadata["time"])
+        for first in range(state.rows, n, step):
+            last = min(first + step, n)
+            values = {one.key: one.rows(np.arange(first, last)) for one in filled}
+            for i in range(first, last):
+                data = {
+                    key: found[i - first]
+                    for key, found in values.items()
+                    if found[i - first] is not None
+                }
+                yield "event", _document(uid, i + 1, taken, data, dict.fromkeys(data, taken))
+                state.rows = i + 1
+
+
+class _Table:
+    """The scalars of a stream, a row for each event, in the order of their coming."""
+
+    def __init__(self, columns: dict[str, Any]) -> None:
+        self.columns = columns
+        self.seq_nums = np.asarray(columns["seq_num"], dtype=np.int64)
+        self.times = [float(value) for value in columns["time"]]
+
+    @classmethod
+    def read(cls, node: Any) -> _Table | None:
+        """Return the table of a stream; None when it has none (yet)."""
+        # Beyond some hundred columns it is split into internal_0, internal_1, ...
+        columns: dict[str, Any] = {}
+        for name, part in node.items():
+            if name == _TABLE or name.startswith(f"{_TABLE}_"):
+                table = _arrow(part)
+                columns |= {key: _column(table.column(key)) for key in table.column_names}
+        if not all(name in columns for name in _NOT_DATA):
+            return None
+        shortest = min(len(values) for values in columns.values())
+        return cls({name: values[:shortest] for name, values in columns.items()})
+
+    def __len__(self) -> int:
+        return len(self.seq_nums)
+
+    def has(self, key: str, row: int) -> bool:
+        """Whether an event holds a key: then it has a timestamp of it."""
+        stamps = self.columns.get(f"ts_{key}")
+        return stamps is None or _is_number(stamps[row])
+
+    def rows_of(self, key: str, available: int) -> np.ndarray:
+        """Row of the key's array for each event; -1 where the event lacks the key, or it is not written yet."""
+        present = np.array([self.has(key, row) for row in range(len(self))], dtype=bool)
+        places = np.cumsum(present) - 1
+        return np.where(present & (places < available), places, -1)
+
+    def complete(self, rows: Mapping[str, np.ndarray]) -> int:
+        """Number of events whose arrays are all there; arrays are written before the rows of the table."""
+        n = len(self)
+        for key, places in rows.items():
+            short = [i for i in np.flatnonzero(places[:n] < 0) if self.has(key, int(i))]
+            n = int(short[0]) if short else n
+        return n
+
+
+def _event(
+    table: _Table,
+    row: int,
+    arrays: Mapping[str, np.ndarray | None],
+    keys: Mapping[str, Mapping[str, Any]],
+    stamps: Sequence[tuple[float, str]],
+) -> dict[str, Any]:
+    taken = table.times[row]
+    data: dict[str, Any] = {}
+    for key, values in table.columns.items():
+        if key in keys and table.has(key, row):
+            value = values[row]
+            if keys[key].get("dtype") == "array":
+                data[key] = np.asarray(value)
+            else:
+                data[key] = value.item() if isinstance(value, np.generic) else value
+    data |= {key: value for key, value in arrays.items() if value is not None}
+    times = {key: table.columns.get(f"ts_{key}") for key in data}
+    stamp = {key: taken if known is None else float(known[row]) for key, known in times.items()}
+    uid = stamps[0][1]
+    for since, later in stamps:
+        if since <= taken:
+            uid = later
+    return _document(uid, int(table.seq_nums[row]), taken, data, stamp)
+
+
+def _document(
+    descriptor: str, seq_num: int, taken: float, data: dict[str, Any], stamps: dict[str, float]
+) -> dict[str, Any]:
+    return {
+        "uid": f"{descriptor}-{seq_num}",
+        "descriptor": descriptor,
+        "seq_num": seq_num,
+        "time": taken,
+        "data": data,
+        "timestamps": stamps,
+        "filled": {},
+    }
+
+
+def _cut(part: Any, places: np.ndarray) -> list[np.ndarray | None]:
+    """Rows of an array, read at once; None where there is none."""
+    wanted = places[places >= 0]
+    if not len(wanted):
+        return [None] * len(places)
+    first = int(wanted.min())
+    block = np.asarray(part[first : int(wanted.max()) + 1])
+    return [None if place < 0 else block[place - first] for place in places]
+
+
+def _row_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and value == value
+
+
+def _arrow(part: Any) -> pa.Table:
+    """A table as the server sends it: Tiled's client makes texts of the small arrays in its cells."""
+    tables = []
+    for number in range(part.structure().npartitions):
+        answer = part.context.http_client.get(
+            part.item["links"]["partition"].format(index=number), headers={"Accept": _ARROW}
+        )
+        answer.raise_for_status()
+        tables.append(pa.ipc.open_file(pa.BufferReader(answer.content)).read_all())
+    return pa.concat_tables(tables)
+
+
+def _column(values: pa.ChunkedArray) -> np.ndarray | list[Any]:
+    kind = values.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return values.to_numpy()
+    return values.to_pylist()
+
+
+def _check(run: Any) -> None:
+    versions = [str(spec.version) for spec in run.specs if spec.name == "BlueskyRun"]
+    if not versions or not versions[0].startswith("3."):
+        raise SourceError(
+            f"{run.uri} is no run that TiledWriter wrote (BlueskyRun 3, found {versions or 'none'}): runs of a Mongo"
+            " catalog are read with databroker:NAME"
+        )
+
+
+def _settled(node: Any, externals: Mapping[str, External]) -> bool:
+    keys = node.metadata["data_keys"]
+    return all(key in externals for key, described in keys.items() if "external" in described)
+
+
+def _streams_of(run: Any) -> dict[str, Any]:
+    """Streams by name; catalogs of 2025 have them one level further down."""
+    base = run.base
+    nodes = dict(base.items())
+    old = nodes.get("streams")
+    if old is not None and "BlueskyEventStream" not in {spec.name for spec in old.specs}:
+        nodes = dict(old.base.items())
+    return {name: node for name, node in nodes.items() if "data_keys" in node.metadata}
+
+
+def _descriptors(
+    node: Any, name: str, run_uid: str, externals: Mapping[str, External]
+) -> list[dict[str, Any]]:
+    """Descriptor documents of a stream, in their order: later ones differ in configuration."""
+    metadata = {k: copy.deepcopy(v) for k, v in dict(node.metadata).items()}
+    updates = metadata.pop("_config_updates", None) or []
+    metadata.pop("stream_name", None)
+    first = {**metadata, "name": name, "run_start": run_uid}
+    objects: dict[str, list[str]] = {}
+    for key, described in first["data_keys"].items():
+        if described.get("object_name"):
+            objects.setdefault(described["object_name"], []).append(key)
+        if key in externals:
+            first["data_keys"][key] = externals[key].described
+    first["object_keys"] = objects
+    documents = [first]
+    for update in updates:
+        later = copy.deepcopy(documents[-1])
+        later |= {key: update[key] for key in ("uid", "time") if key in update}
+        for device, values in (update.get("configuration") or {}).items():
+            known = later.setdefault("configuration", {}).setdefault(device, {})
+            for part in ("data", "timestamps", "data_keys"):
+                known[part] = {**known.get(part, {}), **values.get(part, {})}
+        documents.append(later)
+    return documents
+
+
+def _descriptor_stamps(node: Any) -> list[tuple[float, str]]:
+    """(time, uid) of a stream's descriptors: which of them an event belongs to follows from its time."""
+    updates = node.metadata.get("_config_updates") or []
+    stamps = [(float(node.metadata["time"]), node.metadata["uid"])]
+    return stamps + [(float(one["time"]), one["uid"]) for one in updates if "uid" in one]

@@ -1,0 +1,144 @@
+"""Runs that were recorded, wherever a beamline has them: what `replay`, `process`, `explain` and `export` are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tiled.client import from_uri
+
+from inscan.callbacks.link import default_state_dir
+from inscan.callbacks.sources.interface import Document, SourceError, StoredRun
+from inscan.callbacks.sources.tiled import run_documents, stored_run, tiled_runs
+from inscan.service.show import TiledAccess, tiled_of
+from inscan.service.tiled_http import RAW, TiledUnavailable
+
+__all__ = ["find_run", "find_runs", "open_runs", "runs_of_tiled"]
+
+_DATABROKER = "databroker:"
+
+
+def find_runs(
+    what: str, *, state: Path | None = None, tiled: str | None = None, as_arrays: str = "none"
+) -> list[StoredRun]:
+    """Find what a person named.
+
+    Parameters
+    ----------
+    what
+        Path of a file of documents (all its runs); uid, first characters of a uid or scan number in Tiled; or
+        ``databroker:NAME``, ``databroker:NAME/UID``.
+    state
+        State directory whose service's Tiled is meant; by default the user's.
+    tiled
+        Address of another Tiled, or of the container in it that holds the runs.
+    as_arrays
+        Of external data of a run in Tiled, see `inscan.callbacks.sources.tiled_documents.RunReader`.
+
+    Raises
+    ------
+    LookupError
+        There is no such run; one line that says where it was looked for.
+    ConnectionError
+        No service runs, or Tiled does not answer or refuses the key.
+    SourceError
+        The file or catalog cannot be read.
+    """
+    if what.startswith(_DATABROKER):
+        # Here, not above: databroker takes seconds to import, and only old catalogs need it.
+        from inscan.callbacks.sources.databroker import databroker_runs
+
+        name, _, uid = what.removeprefix(_DATABROKER).partition("/")
+        runs = list(databroker_runs(name, uid or None))
+        if not runs:
+            raise LookupError(f"no run {uid or '(any)'} in the databroker catalog {name!r}")
+        return runs
+    path = Path(what).expanduser()
+    if path.is_file():
+        from inscan.callbacks.sources.files import stored_runs
+
+        runs = stored_runs(path)
+        if not runs:
+            raise LookupError(f"{path} holds no run")
+        return runs
+    if len(path.parts) > 1 or path.suffix:
+        raise LookupError(f"there is no file {what!r}, and no run has such a uid")
+    access = tiled_of(state or default_state_dir(), tiled)
+    with open_runs(access) as container:
+        found = stored_run(container, what)
+        return [_reopening(access, found, as_arrays)]
+
+
+def find_run(
+    what: str, *, state: Path | None = None, tiled: str | None = None, as_arrays: str = "none"
+) -> StoredRun:
+    """Find exactly one run; see `find_runs`.
+
+    Raises
+    ------
+    LookupError
+        There is none, or the file or catalog holds several.
+    """
+    runs = find_runs(what, state=state, tiled=tiled, as_arrays=as_arrays)
+    if len(runs) > 1:
+        some = ", ".join(run.uid[:8] for run in runs[:5])
+        raise LookupError(f"{what} holds {len(runs)} runs ({some}, ...): name one of them")
+    return runs[0]
+
+
+def runs_of_tiled(
+    *,
+    state: Path | None = None,
+    tiled: str | None = None,
+    since: float | None = None,
+    as_arrays: str = "none",
+) -> Iterator[StoredRun]:
+    """Yield all raw runs of a Tiled, oldest first; parameters and errors as in `find_runs`.
+
+    Parameters
+    ----------
+    since
+        Only runs that started at this time or later, seconds since 1970.
+    """
+    access = tiled_of(state or default_state_dir(), tiled)
+    with open_runs(access) as container:
+        for run in tiled_runs(container, since=since):
+            yield _reopening(access, run, as_arrays)
+
+
+@contextmanager
+def open_runs(access: TiledAccess) -> Iterator[Any]:
+    """Connect to a Tiled; yields the client of its container of raw runs, and closes the connection.
+
+    That is ``raw`` where there is one, as in a Tiled of inscan, else what the address names.
+
+    Raises
+    ------
+    ConnectionError
+        Tiled does not answer, or refuses the key.
+    """
+    key = access.api_key and access.api_key.get_secret_value()
+    try:
+        client: Any = from_uri(access.uri, api_key=key)
+    except (httpx.HTTPError, RuntimeError, ValueError) as error:
+        raise TiledUnavailable(f"Tiled at {access.uri} cannot be used: {error}") from error
+    try:
+        yield client[RAW] if RAW in client else client
+    finally:
+        client.context.http_client.close()
+
+
+def _reopening(access: TiledAccess, run: StoredRun, as_arrays: str) -> StoredRun:
+    """The run with a connection of its own for each reading: nobody has to close one that is not read."""
+
+    def documents() -> Iterator[Document]:
+        try:
+            with open_runs(access) as container:
+                yield from run_documents(container, run.uid, as_arrays=as_arrays)
+        except ConnectionError as error:
+            raise SourceError(str(error)) from error
+
+    return StoredRun(run.uid, run.where, run.start, documents)
