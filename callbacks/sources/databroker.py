@@ -1,0 +1,190 @@
+"""Runs that databroker knows: of its v1 `Broker`, of ``catalog.v1``, and so of the days when runs were kept in MongoDB.
+
+databroker 2 is a client of Tiled with the names of old: ``Broker.named(NAME)`` is the Tiled profile NAME, and
+``catalog.v1`` of any catalog of runs is the same `Broker`. It warns of its own end all the time; that stays in here.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx
+
+from inscan.callbacks.sources.decode import Arrays, DecodeError, check_document
+from inscan.callbacks.sources.interface import Document, SourceError, StoredRun
+
+__all__ = ["PREFIX", "close_broker", "databroker_runs", "find", "open_broker", "stored_run"]
+
+PREFIX = "databroker:"
+"""How a run of databroker is named on the command line: ``databroker:NAME/UID``."""
+_log = logging.getLogger(__name__)
+# What Tiled's client and server, MongoDB's adapters and httpx raise when something is wrong at their side.
+_FAILURES = (httpx.HTTPError, OSError, LookupError, TypeError, ValueError, RuntimeError)
+
+
+def open_broker(name: str) -> Any:
+    """Open a catalog by its name.
+
+    Parameters
+    ----------
+    name
+        Of a Tiled profile (``tiled profile list``), with the runs in it or in its ``raw``.
+
+    Returns
+    -------
+    databroker.v1.Broker
+        Close it with `close_broker`.
+
+    Raises
+    ------
+    LookupError
+        There is no such profile.
+    SourceError
+        databroker is not installed whole, or the catalog cannot be reached.
+    """
+    with _quiet():
+        try:
+            from databroker.v1 import Broker
+            from tiled.profiles import list_profiles
+
+            known = sorted(list_profiles())
+        except (ImportError, OSError, ValueError) as error:
+            raise SourceError(
+                f"databroker cannot be used: {error}; install databroker[client,back-compat]"
+            ) from error
+        if name != "temp" and name not in known:
+            raise LookupError(
+                f"no databroker catalog {name!r}: it is the name of a Tiled profile, and there are"
+                f" {', '.join(known) or 'none'} (`tiled profile create` makes one)"
+            )
+        try:
+            return Broker.named(name)
+        except (ImportError, *_FAILURES) as error:
+            raise SourceError(
+                f"databroker catalog {name!r} cannot be opened: {_said(error)}"
+            ) from error
+
+
+def close_broker(broker: Any) -> None:
+    """End the connection of a broker."""
+    with _quiet():
+        broker.v2.context.close()
+
+
+def find(text: str) -> list[StoredRun]:
+    """Runs by a name on the command line, without `PREFIX`.
+
+    Parameters
+    ----------
+    text
+        ``NAME/UID`` (the first five or more characters of a uid will do, or a scan number), or ``NAME`` for all.
+
+    Raises
+    ------
+    LookupError, SourceError
+        See `open_broker` and `stored_run`.
+    """
+    name, _, wanted = text.partition("/")
+    broker = open_broker(name)
+    if wanted:
+        return [stored_run(broker, wanted)]
+    return list(databroker_runs(broker))
+
+
+def stored_run(broker: Any, wanted: str | int) -> StoredRun:
+    """Return a run.
+
+    Parameters
+    ----------
+    broker
+        `databroker.v1.Broker`, also as ``catalog.v1``.
+    wanted
+        Uid, its first five or more characters, or a scan number: of several runs the latest.
+
+    Raises
+    ------
+    LookupError
+        There is none.
+    SourceError
+        The catalog does not answer.
+    """
+    text = str(wanted)
+    key = int(text) if text.isdigit() and len(text) < 10 else text
+    with _quiet():
+        try:
+            return _stored(broker, broker[key])
+        except (KeyError, ValueError) as error:
+            raise LookupError(f"no run {text!r} in {_where(broker)}: {_said(error)}") from error
+        except _FAILURES as error:
+            raise SourceError(f"{_where(broker)} does not answer: {_said(error)}") from error
+
+
+def databroker_runs(broker: Any) -> Iterator[StoredRun]:
+    """Yield all runs of a broker, the oldest first.
+
+    Raises
+    ------
+    SourceError
+        The catalog does not answer.
+    """
+    uids = _steps(broker, iter(broker.v2))
+    for uid in uids:
+        yield stored_run(broker, uid)
+
+
+def _stored(broker: Any, header: Any) -> StoredRun:
+    start = dict(header.start)
+    return StoredRun(
+        uid=str(start["uid"]),
+        where=_where(broker),
+        start=start,
+        documents=lambda: _documents(broker, header),
+    )
+
+
+def _documents(broker: Any, header: Any) -> Iterator[Document]:
+    """Yield the documents as they were stored, but arrays as ndarrays: MongoDB and JSON keep them as lists."""
+    arrays = Arrays()
+    with _quiet():
+        # fill=True is not implemented, and references are what is wanted.
+        documents = header.documents(fill=False)
+    for name, given in _steps(broker, documents):
+        doc = dict(given)
+        if name == "stop" and not doc:
+            return  # a run that has not ended
+        try:
+            check_document(name, doc)
+        except DecodeError as error:
+            _log.warning("%s: left out: %s", _where(broker), error)
+            continue
+        yield arrays(name, doc)
+
+
+def _steps(broker: Any, items: Iterator[Any]) -> Iterator[Any]:
+    """Iterate without letting warnings or foreign exceptions out."""
+    while True:
+        with _quiet():
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except _FAILURES as error:
+                raise SourceError(f"{_where(broker)} cannot be read: {_said(error)}") from error
+        yield item
+
+
+def _quiet() -> AbstractContextManager[Any]:
+    return warnings.catch_warnings(action="ignore")
+
+
+def _where(broker: Any) -> str:
+    return f"databroker {broker.v2.uri}"
+
+
+def _said(error: BaseException) -> str:
+    text = str(error.args[0]) if error.args else type(error).__name__
+    return text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
