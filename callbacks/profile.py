@@ -7,11 +7,12 @@ A profile is one YAML file. Every key is described in its field's docstring, whi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticUndefined
@@ -32,6 +33,7 @@ from inscan.callbacks.xrf_sections import XRF
 
 __all__ = [
     "BeamlineProfile",
+    "Present",
     "ProfileError",
     "explain_errors",
     "explain_model",
@@ -47,6 +49,29 @@ class ProfileError(ValueError):
     """A profile that cannot be used; says which file, which key, and what was expected."""
 
 
+class Present(Part):
+    """A key of the start document that is told by being there, whatever its value."""
+
+    exists: bool = True
+    """Whether there is such a key; false: the run must not have it."""
+    kind: Literal["list", "number", "text", "mapping"] | None = None
+    """What its value is, where it exists. null: anything."""
+
+    def holds(self, value: Any) -> bool:
+        """Return whether a start document's value (None: there is none) is what is asked for."""
+        if value is None or not self.exists:
+            return (value is not None) == self.exists
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        text, listed = isinstance(value, str), isinstance(value, Sequence | np.ndarray)
+        kinds = {
+            "list": listed and not text,
+            "number": number,
+            "text": text,
+            "mapping": isinstance(value, Mapping),
+        }
+        return self.kind is None or kinds[self.kind]
+
+
 class BeamlineProfile(Part):
     """One beamline (or one instrument of it)."""
 
@@ -56,17 +81,23 @@ class BeamlineProfile(Part):
     """What it is, for people."""
     technique: Literal["xrf", "txm"]
     """``xrf``: fluorescence maps. ``txm``: full-field energy stacks."""
-    match: Annotated[Mapping[str, Scalar | tuple[Scalar, ...]], Field(min_length=1)]
-    """Which runs are ours: dotted path in the start document and its value (or a list of values).
-    All must agree. Do not use plan_name: it is only the outermost plan."""
+    match: Annotated[Mapping[str, Scalar | tuple[Scalar, ...] | Present], Field(min_length=1)]
+    """Which runs are ours: dotted path in the start document and its value (or a list of values), or
+    ``{exists: true, kind: list}`` where any value of a kind will do. All must agree. Do not use
+    plan_name: it is only the outermost plan."""
     data_roots: tuple[Path, ...] = ()
     """Absolute folders under which detector files may be read, added to the service's own. Files
     elsewhere are refused. Empty: only the service's."""
+    root_map: Mapping[str, Path] = {}
+    """Where folders that documents name are mounted here: ``/nsls2/data``, ``C:/data`` of a Windows
+    machine, or ``//host/share`` of another host. The longest that fits counts; the result must lie
+    under a data root. Empty: paths are taken as they are."""
     read_deadline: NotNegative = 10.0
     """Time that the end of a run waits for detector files to become readable, in s. 0: none."""
     datum_files: Mapping[str, DatumFile] = {}
-    """Layout of the files of resource and datum documents, by resource ``spec``: how beamlines
-    recorded detectors before stream_resource. Empty: such data are not read."""
+    """Layout of HDF5 files of resource and datum documents, by resource ``spec``, where no handler of
+    area-detector-handlers knows it (AD_HDF5, AD_TIFF, XSP3, XSP3_FLY, TPX_HDF5, ... need none) or
+    the files differ from what it expects. Empty: only what those handlers know is read."""
     service: ServiceAddress = ServiceAddress()
     """Where the service listens."""
     geometry: Geometry = Geometry()
@@ -90,6 +121,18 @@ class BeamlineProfile(Part):
             if not root.is_absolute():
                 raise ValueError(f"{root} is not an absolute folder; write it from / on")
         return roots
+
+    @field_validator("root_map")
+    @classmethod
+    def _mapped(cls, root_map: Mapping[str, Path]) -> Mapping[str, Path]:
+        for key, folder in root_map.items():
+            if not key.startswith("/") and key[1:2] != ":":
+                raise ValueError(
+                    f"{key!r} is not absolute; write /folder, C:/folder or //host/share"
+                )
+            if not folder.is_absolute():
+                raise ValueError(f"{folder} is not an absolute folder; write it from / on")
+        return root_map
 
     @model_validator(mode="after")
     def _one_technique(self) -> BeamlineProfile:
@@ -123,7 +166,12 @@ def matches(profile: BeamlineProfile, start: Mapping[str, Any]) -> bool:
     """Return whether a start document belongs to the profile."""
     for path, wanted in profile.match.items():
         value = start_value(start, path)
-        if value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+        if isinstance(wanted, Present):
+            if not wanted.holds(value):
+                return False
+        elif isinstance(value, np.ndarray):
+            return False  # comparing it with a value gives no single answer
+        elif value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             return False
     return True
 

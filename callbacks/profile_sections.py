@@ -13,8 +13,10 @@ from inscan.callbacks.units import convert
 __all__ = [
     "DatumFile",
     "Geometry",
+    "Magnification",
     "Method",
     "Part",
+    "Positions",
     "References",
     "Rescan",
     "ServiceAddress",
@@ -51,6 +53,8 @@ class DatumFile(Part):
     """Keyword of the datum with the index, from 0, e.g. ``point_number``. null: all of it."""
     channel_from: str | None = None
     """Keyword of the datum with the number, from 1, on the second axis. null: no such axis."""
+    nanoseconds: str | None = None
+    """Path of a second dataset, 1e-9 of which is added: time stamps in two parts. null: none."""
 
     @model_validator(mode="after")
     def _one_dataset(self) -> DatumFile:
@@ -125,6 +129,39 @@ class TXMStreams(Part):
     """Frames without sample: at one energy, or at every energy. May be recorded last."""
 
 
+class Magnification(Part):
+    """How large an image pixel is on the sample, from where lens and camera stand:
+    magnification = (camera / lens - 1) * optics, both distances from the sample."""
+
+    stream: str = "baseline"
+    """Stream in which the distances are read."""
+    lens: str
+    """Data key of the distance between sample and lens (zone plate)."""
+    camera: str
+    """Data key of the distance between sample and camera. The units of both are those of the
+    descriptor; without units they are taken as the same."""
+    optics: Positive = 1.0
+    """Further magnification behind the lens, e.g. 10 for a scintillator seen through an objective."""
+    camera_pixel_um: Positive
+    """Size of an image pixel at the camera in um, binning included."""
+
+
+class Positions(Part):
+    """Several places of the sample, imaged in turn at each energy: one stack each."""
+
+    number: str = "num_pos"
+    """Path of the number of places in the start document. Missing there: one."""
+    repeats: str | None = "plan_args.repeat_num"
+    """Path of how often all energies are taken, one after the other: one stack each. Missing there,
+    or null: once."""
+    motors: tuple[str, ...] = ()
+    """Data keys of the sample's position, which tell whether images were sorted well. Empty: the
+    energies that were read back tell alone."""
+    rotation: str | None = None
+    """Data key of the sample's rotation in degrees. A stack in which it turns by more than 0.5 is
+    angle x energy (3D XANES), which is not understood. null: not watched."""
+
+
 class References(Part):
     """Measured standards: absorption spectra that a chemical map is a combination of."""
 
@@ -136,35 +173,63 @@ class References(Part):
 
 
 class TXM(Part):
-    """A full-field transmission microscope that takes one stack over an absorption edge."""
+    """A full-field transmission microscope that takes stacks over an absorption edge."""
 
     image: str
     """Data key of the camera: (frame, y, x), several frames per energy."""
     energy: str | None = None
     """Data key of the energy that was reached. null: the planned energies are believed."""
     energies: str = "eng_list"
-    """Path of the planned energies in the start document."""
+    """Path of the planned energies in the start document, in the order they are taken. Those that
+    are listed twice are averaged."""
     energies_units: Literal["eV", "keV"] = "keV"
-    """Units of the planned energies. (Those of ``energy`` come from the descriptor.)"""
+    """Units of the planned energies, and of ``energy`` where its descriptor names none."""
+    angles: str | None = "angle_list"
+    """Path of rotation angles in the start document. A run with several (3D XANES) is not
+    understood. null: not looked at."""
+    frames: str | None = None
+    """Path of the number of frames per energy in the start document, compared with what comes.
+    null: what comes is believed."""
     streams: TXMStreams = TXMStreams()
     """Names of the streams."""
-    edge: str
-    """Absorption edge under study, e.g. ``Ni_K``."""
+    positions: Positions = Positions()
+    """Several places of the sample in one run."""
+    edge: str = "auto"
+    """Absorption edge under study, e.g. ``Ni_K``. ``auto``: the known edge that lies within the
+    planned energies."""
+    element: str | None = "sample.element"
+    """Path of the symbol of the element under study in the start document, for ``edge: auto``.
+    null or missing there: the edge is sought among all elements."""
     adu_per_photon: Positive | None = None
     """Camera counts per detected photon. null: found from the scatter between repeated flats."""
     saturation: Positive | None = None
     """Camera value from which on a pixel is saturated and masked. null: never."""
+    exposure: str | None = None
+    """Configuration key with the exposure time per frame: flats that were exposed longer or shorter
+    than the images are scaled. null: all frames are taken as equally long."""
     pixel_size_um: Positive | None = None
-    """Size of a pixel on the sample in um. null: unknown, maps are shown in pixels."""
+    """Size of a pixel on the sample in um. null: from ``magnification``, else unknown, and maps are
+    shown in pixels."""
+    magnification: Magnification | None = None
+    """How the size of a pixel follows from what was read. null: ``pixel_size_um`` says it."""
     dwell: str | None = "exposure_time"
     """Path of the exposure per frame (s) in the start document. null: unknown."""
+    max_bytes: Annotated[int, Field(gt=0)] = 1 << 37
+    """Largest size of the arrays of one run, all stacks together. A run that would need more is not
+    understood, and says so."""
     references: References | None = None
     """Standards for the chemical map. null: none, only the edge energy is mapped."""
 
     @field_validator("edge")
     @classmethod
     def _known(cls, edge: str) -> str:
-        return EmissionLine.parse(edge).name
+        return edge if edge == "auto" else EmissionLine.parse(edge).name
+
+    @model_validator(mode="after")
+    def _one_pixel_size(self) -> TXM:
+        if self.pixel_size_um is not None and self.magnification is not None:
+            raise ValueError("give one of pixel_size_um and magnification")
+        return self
 
 
 class Method(Part):
