@@ -9,31 +9,20 @@ of two motors together write no shape. ``rel_`` plans write extents from where t
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from inscan.callbacks.profile import start_value
 from inscan.callbacks.profile_sections import Geometry
+from inscan.callbacks.scan_input import read_flat_list
+from inscan.callbacks.start_lists import GeometryError, numbers, pair
 from inscan.callbacks.updates import MALFORMED
 
 __all__ = ["GeometryError", "Points", "Raster", "read_start"]
-
-# A list in a start document that is longer than this is no list of positions.
-_LONGEST_TEXT = 2000
-_MOST_CENTRES = 1 << 16
-_NUMPY_SCALAR = re.compile(r"np\.\w+\(([^()]*)\)")
-# Counts and steps of people do not come out whole to the last bit.
-_WHOLE = 1e-6
-
-
-class GeometryError(ValueError):
-    """A start document that does not say where the map lies."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +132,8 @@ def _nonsequential(start: Mapping[str, Any]) -> bool:
 
 def _from_shape(start: Mapping[str, Any], keys: Geometry) -> Raster | None:
     """Read shape and extents; None: the lists of the grid go up and down, rows are no neighbours."""
-    shape = _pair(start, keys.shape, "shape")
-    extents = _pair(start, keys.extents, "extents")
+    shape = pair(start, keys.shape, "shape")
+    extents = pair(start, keys.extents, "extents")
     slow, fast = (0, 1) if keys.order == "slow_fast" else (1, 0)
     try:
         if any(float(count) != int(count) for count in shape):
@@ -185,7 +174,7 @@ def _with_lists(raster: Raster, start: Mapping[str, Any]) -> Raster | None:
         )
     lists = []
     for values, count in zip((args[1], args[3]), raster.shape, strict=True):
-        lists.append(_numbers(values, "plan_pattern_args.args"))
+        lists.append(numbers(values, "plan_pattern_args.args"))
         if len(lists[-1]) != count:
             raise GeometryError(
                 f"plan_pattern_args.args has a list of {len(lists[-1])} positions, the shape has"
@@ -222,117 +211,18 @@ def _with_lists(raster: Raster, start: Mapping[str, Any]) -> Raster | None:
 
 
 def _from_scan_input(start: Mapping[str, Any], keys: Geometry) -> Raster:
-    """Read [fast first, last, num | step, slow first, last, num | step, ...]."""
-    path = str(keys.scan_input)
-    given = start_value(start, path)
-    values = _numbers(given, path)
-    if len(values) < 6:
-        raise GeometryError(
-            f"start.{path} = {given!r:.80}: expected [first, last, number or step] of the fast and"
-            " of the slow axis (geometry.scan_input)"
-        )
-    warnings: list[str] = []
-    counts: list[int] = []
-    ends: list[tuple[float, float]] = []
-    said = _planned_counts(start, keys)
-    form = keys.scan_input_form
-    if form == "fast_slow":
-        form = _form_by_shape(values, said, path, keys)
-    for axis, number in (("fast", 0), ("slow", 1)):
-        first, last, third = values[3 * number : 3 * number + 3]
-        if form == "fast_slow_num":
-            if not 1 <= third < 1 << 31 or third != int(third):
-                raise GeometryError(
-                    f"start.{path} = {given!r:.80}: {third:g} is no number of {axis} points; does it"
-                    " hold steps (geometry.scan_input_form: fast_slow_step)?"
-                )
-            counts.append(int(third))
-            ends.append((first, last))
-            continue
-        count, last = _count_of(first, last, third, said[number], axis, path, warnings)
-        counts.append(count)
-        ends.append((first, last))
-    if said not in ((None, None), tuple(counts)):
-        warnings.append(
-            f"start.{keys.shape} says {said} fast and slow points, start.{path} says {tuple(counts)};"
-            " the latter is believed"
-        )
+    flat = read_flat_list(start, keys)
     motors = _motors(start, keys)
     return Raster(
-        shape=(counts[1], counts[0]),
+        shape=flat.shape,
         motors=motors,
         units=_units(start, keys),
-        slow=ends[1],
-        fast=ends[0],
+        slow=flat.slow,
+        fast=flat.fast,
         snaking=_snaking(start, keys, motors[1]),
         relative=_relative(start, keys),
-        warnings=tuple(warnings),
+        warnings=flat.warnings,
     )
-
-
-def _form_by_shape(
-    values: Sequence[float], said: tuple[int | None, int | None], path: str, keys: Geometry
-) -> Literal["fast_slow_num", "fast_slow_step"]:
-    """Return what the third entries are: numbers of points, or steps."""
-    if said == (values[2], values[5]):
-        return "fast_slow_num"
-    counts = [
-        _intervals(*values[3 * axis : 3 * axis + 3]) + 1 if count is not None else math.nan
-        for axis, count in enumerate(said)
-    ]
-    if all(abs(found - (count or 0)) < 1 for found, count in zip(counts, said, strict=True)):
-        return "fast_slow_step"
-    raise GeometryError(
-        f"start.{path} = {list(values[:6])} fits start.{keys.shape} = {said} (fast, slow) neither with"
-        " numbers of points nor with steps: set geometry.scan_input_form"
-    )
-
-
-def _intervals(first: float, last: float, step: float) -> float:
-    if step == 0:
-        return 0.0 if first == last else math.nan
-    return abs((last - first) / step)
-
-
-def _count_of(
-    first: float,
-    last: float,
-    step: float,
-    said: int | None,
-    axis: str,
-    path: str,
-    warnings: list[str],
-) -> tuple[int, float]:
-    """Return the number of points of an axis given by its step, and where the last one lies."""
-    intervals = _intervals(first, last, step)
-    if not intervals < 1 << 28:
-        raise GeometryError(
-            f"start.{path}: the {axis} axis, {first:g} to {last:g} in steps of {step:g}, is no scan"
-        )
-    whole = math.floor(intervals + _WHOLE)
-    if said is not None and abs(said - 1 - intervals) <= 1:
-        whole = said - 1
-    if abs(intervals - whole) > _WHOLE:
-        end = first + math.copysign(whole * abs(step), last - first)
-        warnings.append(
-            f"the {axis} axis {first:g} to {last:g} is not a whole number of steps of {step:g}:"
-            f" {whole + 1} points up to {end:g} are taken"
-        )
-        return whole + 1, end
-    return whole + 1, last
-
-
-def _planned_counts(start: Mapping[str, Any], keys: Geometry) -> tuple[int | None, int | None]:
-    """Return (fast, slow) counts from the key of the shape, where it has any."""
-    shape = start_value(start, keys.shape)
-    if isinstance(shape, np.ndarray):
-        shape = shape.tolist()
-    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) != 2:
-        return None, None
-    if not all(isinstance(n, int | float) and n == n // 1 and 1 <= n < 1 << 31 for n in shape):
-        return None, None
-    fast, slow = shape if keys.order == "fast_slow" else reversed(shape)
-    return int(fast), int(slow)
 
 
 def _points(start: Mapping[str, Any], keys: Geometry) -> Points:
@@ -407,7 +297,7 @@ def _motors(start: Mapping[str, Any], keys: Geometry) -> tuple[str, str]:
                 )
             names.append(name)
         return names[0], names[1]
-    motors = _pair(start, keys.motors, "motors")
+    motors = pair(start, keys.motors, "motors")
     if not all(isinstance(name, str) and name for name in motors):
         raise GeometryError(f"start.{keys.motors} = {motors!r:.80}: expected two names of motors")
     if motors[0] == motors[1]:
@@ -445,52 +335,3 @@ def _relative(start: Mapping[str, Any], keys: Geometry) -> bool:
     if keys.relative is not None:
         return keys.relative
     return str(start.get("plan_name") or "").startswith(("rel_", "relative_"))
-
-
-def _pair(start: Mapping[str, Any], path: str, key: str) -> Sequence[Any]:
-    value = start_value(start, path)
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if value is None:
-        raise GeometryError(f"the start document has no {path!r} (profile key geometry.{key})")
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise GeometryError(
-            f"start.{path} = {value!r:.80}: expected two axes, a map has no more and no fewer"
-            f" (profile key geometry.{key})"
-        )
-    return value
-
-
-def _numbers(value: Any, path: str) -> list[float]:
-    """Return finite numbers from a list, or from the text of one; nothing of it is evaluated."""
-    items = value
-    if isinstance(items, str):
-        if len(items) > _LONGEST_TEXT:
-            raise GeometryError(f"start.{path}: a text of {len(items)} characters is no list")
-        text = _NUMPY_SCALAR.sub(r"\1", items).strip()
-        if text[:1] == "(" and text[-1:] == ")":
-            text = f"[{text[1:-1].rstrip(', ')}]"
-        try:
-            items = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            # `1.` and `.5` are numbers in Python's words, and none in JSON's.
-            parts = text.strip("[]").split(",")
-            try:
-                items = [float(part) for part in parts]
-            except ValueError:
-                raise GeometryError(
-                    f"start.{path} = {value!r:.80}: not a list of numbers: {error}"
-                ) from error
-    if isinstance(items, np.ndarray):
-        items = items.tolist()
-    if not isinstance(items, Sequence) or isinstance(items, str) or len(items) > _MOST_CENTRES:
-        raise GeometryError(f"start.{path} = {value!r:.80}: expected a list of numbers")
-    try:
-        numbers = [float(item) for item in items]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise GeometryError(
-            f"start.{path} = {value!r:.80}: not all are numbers: {error}"
-        ) from error
-    if not all(math.isfinite(number) for number in numbers):
-        raise GeometryError(f"start.{path} = {value!r:.80}: every number must be finite")
-    return numbers
