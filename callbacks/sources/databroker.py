@@ -17,10 +17,8 @@ import httpx
 from inscan.callbacks.sources.decode import Arrays, DecodeError, check_document
 from inscan.callbacks.sources.interface import Document, SourceError, StoredRun
 
-__all__ = ["PREFIX", "close_broker", "databroker_runs", "find", "open_broker", "stored_run"]
+__all__ = ["broker_runs", "close_broker", "databroker_runs", "open_broker", "stored_run"]
 
-PREFIX = "databroker:"
-"""How a run of databroker is named on the command line: ``databroker:NAME/UID``."""
 _log = logging.getLogger(__name__)
 # What Tiled's client and server, MongoDB's adapters and httpx raise when something is wrong at their side.
 _FAILURES = (httpx.HTTPError, OSError, LookupError, TypeError, ValueError, RuntimeError)
@@ -75,24 +73,38 @@ def close_broker(broker: Any) -> None:
         broker.v2.context.close()
 
 
-def find(text: str) -> list[StoredRun]:
-    """Runs by a name on the command line, without `PREFIX`.
+def databroker_runs(name: str, wanted: str | int | None = None) -> list[StoredRun]:
+    """Runs of a catalog by its name; each reading of one has a connection of its own.
 
     Parameters
     ----------
-    text
-        ``NAME/UID`` (the first five or more characters of a uid will do, or a scan number), or ``NAME`` for all.
+    name
+        See `open_broker`.
+    wanted
+        See `stored_run`; None for all, the oldest first.
 
     Raises
     ------
     LookupError, SourceError
         See `open_broker` and `stored_run`.
     """
-    name, _, wanted = text.partition("/")
     broker = open_broker(name)
-    if wanted:
-        return [stored_run(broker, wanted)]
-    return list(databroker_runs(broker))
+    try:
+        found = list(broker_runs(broker)) if wanted is None else [stored_run(broker, wanted)]
+    finally:
+        close_broker(broker)
+    return [_reopening(name, run) for run in found]
+
+
+def _reopening(name: str, run: StoredRun) -> StoredRun:
+    def documents() -> Iterator[Document]:
+        broker = open_broker(name)
+        try:
+            yield from stored_run(broker, run.uid).documents()
+        finally:
+            close_broker(broker)
+
+    return StoredRun(run.uid, f"databroker {name}", run.start, documents)
 
 
 def stored_run(broker: Any, wanted: str | int) -> StoredRun:
@@ -123,7 +135,7 @@ def stored_run(broker: Any, wanted: str | int) -> StoredRun:
             raise SourceError(f"{_where(broker)} does not answer: {_said(error)}") from error
 
 
-def databroker_runs(broker: Any) -> Iterator[StoredRun]:
+def broker_runs(broker: Any) -> Iterator[StoredRun]:
     """Yield all runs of a broker, the oldest first.
 
     Raises
