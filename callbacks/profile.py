@@ -35,6 +35,7 @@ __all__ = [
     "BeamlineProfile",
     "Present",
     "ProfileError",
+    "agrees",
     "explain_errors",
     "explain_model",
     "load_profile",
@@ -164,16 +165,16 @@ class BeamlineProfile(Part):
 
 def matches(profile: BeamlineProfile, start: Mapping[str, Any]) -> bool:
     """Return whether a start document belongs to the profile."""
-    for path, wanted in profile.match.items():
-        value = start_value(start, path)
-        if isinstance(wanted, Present):
-            if not wanted.holds(value):
-                return False
-        elif isinstance(value, np.ndarray):
-            return False  # comparing it with a value gives no single answer
-        elif value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
-            return False
-    return True
+    return all(agrees(wanted, start_value(start, path)) for path, wanted in profile.match.items())
+
+
+def agrees(wanted: Any, value: Any) -> bool:
+    """Return whether a value of a start document is what an entry of ``match`` wants."""
+    if isinstance(wanted, Present):
+        return wanted.holds(value)
+    if isinstance(value, np.ndarray):
+        return False  # comparing it with a value gives no single answer
+    return value in (wanted if isinstance(wanted, tuple) else (wanted,))
 
 
 def start_value(start: Mapping[str, Any], path: str) -> Any:
