@@ -32,12 +32,13 @@ _RUNS = {
 }
 _LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bin and str
 _TEXT = {0xD9, 0xDA, 0xDB}
+_BYTES = {0xC4, 0xC5, 0xC6}
 _FIXED_EXTENSION = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _EXTENSION = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 _CONTAINER = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # length bytes, items each
 
 
-def check_body(body: bytes, *, extensions: tuple[int, ...]) -> None:
+def check_body(body: bytes, *, extensions: tuple[int, ...], bytes_keys: bool = False) -> None:
     """Raise WireError unless ``body`` is exactly one well-formed, bounded msgpack object.
 
     Parameters
@@ -46,6 +47,8 @@ def check_body(body: bytes, *, extensions: tuple[int, ...]) -> None:
         The msgpack bytes.
     extensions : tuple of int
         Extension types that may occur; the timestamp type of msgpack (-1) never may.
+    bytes_keys : bool
+        Keys of mappings may be bytes, as msgpack_numpy writes them; Python salts those, too.
     """
     size = len(body)
     position = 0
@@ -77,7 +80,8 @@ def check_body(body: bytes, *, extensions: tuple[int, ...]) -> None:
             items += count
         else:
             children, position, text = _step(body, position, marker, extensions)
-            if is_map[-1] and left % 2 == 0 and not text:
+            key = text or (bytes_keys and marker in _BYTES)
+            if is_map[-1] and left % 2 == 0 and not key:
                 raise WireError("a mapping key is neither text nor a number")
             remaining[-1] = left - 1
             items += 1
