@@ -121,7 +121,7 @@ def open_file(path: Path) -> tuple[BinaryIO | _Bounded, bool]:
 
 
 def read_documents(
-    path: Path, problems: Problems, *, more: Callable[[], bool] | None = None
+    path: Path, problems: Problems, *, more: Callable[[int], bool] | None = None
 ) -> Generator[Document, None, None]:
     """Read all documents of a file in its order.
 
@@ -131,7 +131,7 @@ def read_documents(
     problems : Problems
         Counts what is read and what is left out.
     more : callable, optional
-        Asked at the end of the file whether to go on reading, once more may be there: how a growing file is
+        Asked at the end of the file, with the bytes read so far, whether to go on reading: how a growing file is
         followed. Compressed files are not followed.
 
     Raises
@@ -172,17 +172,19 @@ class _Pieces:
         The file may grow.
     """
 
-    def __init__(self, file: BinaryIO | _Bounded, more: Callable[[], bool] | None) -> None:
+    def __init__(self, file: BinaryIO | _Bounded, more: Callable[[int], bool] | None) -> None:
         self.data = bytearray()
         self.follows = more is not None
         self._file = file
         self._more = more
+        self._read = 0
 
     def grow(self) -> bytes:
         """Read on; nothing at the end."""
         while not (piece := self._file.read(_PIECE)):
-            if self._more is None or not self._more():
+            if self._more is None or not self._more(self._read):
                 return b""
+        self._read += len(piece)
         if len(self.data) + len(piece) > MAX_DOCUMENT_BYTES + _PIECE:
             raise SourceError(f"a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB in the file")
         self.data += piece

@@ -73,6 +73,7 @@ def _stored_run(file: Path, uid: str, start: Mapping[str, Any]) -> StoredRun:
     def documents() -> Iterator[Document]:
         yield "start", start
         routes = Routes()
+        routes.of("start", start)
         stop: Document | None = None
         with closing(read_documents(file, Problems())) as all_documents:
             for name, doc in all_documents:
@@ -216,18 +217,15 @@ class FileSource:
 
     def _read(self, sink: Sink, stop: threading.Event, *, more: bool) -> None:
         problems = Problems(self.counts)
-        known = self._identity() if more else None
-        seen = 0
+        inode = self._identity()[0]
 
-        def wait() -> bool:
-            nonlocal known, seen
+        def wait(read: int) -> bool:
             self.ready.set()
             stop.wait(_LOOK_S)
-            now = self._identity()
-            if now is None or known is None or now[0] != known[0] or now[1] < seen:
+            now, size = self._identity()
+            if now != inode or size < read:
                 self.counts["replaced"] += 1
                 return False
-            known, seen = now, now[1]
             return not stop.is_set()
 
         with closing(read_documents(self.path, problems, more=wait if more else None)) as found:
@@ -240,9 +238,9 @@ class FileSource:
                 f"{self.path}: no documents in it ({problems.first or 'it is empty'})"
             )
 
-    def _identity(self) -> tuple[int, int] | None:
+    def _identity(self) -> tuple[int, int]:
         try:
             about = self.path.stat()
         except OSError:
-            return None
+            return -1, -1
         return about.st_ino, about.st_size
