@@ -1,38 +1,29 @@
 """Rows of detector files that stream_resource and stream_datum documents announce.
 
-Only HDF5, only on this machine, and only under the folders that the profile or the service allow:
-documents come over a network, and must not make the service read any file it can.
+HDF5, and sequences of TIFF, JPEG, NPY or HDF5 files, on this machine and under the folders that the profile or the
+service allow: documents come over a network, and must not make the service read any file it can.
 """
 
 from __future__ import annotations
 
-import fcntl
-import math
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote
 
 import h5py
 import numpy as np
 
+from inscan.callbacks.file_access import FileRefused, NotReadable, Roots, check_size, open_hdf5
+from inscan.callbacks.file_sequences import MULTIPART, SINGLE, FileSequence, pages, rows_of_npy
+from inscan.callbacks.hdf5_rows import read_blocks, row_selection
+
 __all__ = ["DetectorFiles", "FileRefused", "NotReadable", "Rows"]
 
-# Large enough to amortise a read, small enough to stay in cache between reading and placing.
-_BLOCK_BYTES = 16 << 20
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_SWMR_SUPERBLOCK = 3
-_MIMETYPES = ("application/x-hdf5", "application/x-hdf5;type=swmr")
-
-
-class FileRefused(ValueError):
-    """A file that must not or cannot ever be read; the message says why."""
-
-
-class NotReadable(OSError):
-    """A file or rows that are not there yet; trying again may help."""
+_HDF5 = ("application/x-hdf5", "application/x-hdf5;type=swmr")
+# Some detectors write a new file per row: a long map must not use up the file handles of the process.
+_MOST_OPEN = 16
 
 
 @dataclass(frozen=True)
@@ -54,28 +45,55 @@ class DetectorFiles:
     ----------
     roots
         Folders under which files may be read; symbolic links are followed before comparing.
+    root_map
+        Where folders named by documents are mounted here; see `inscan.callbacks.file_access.Roots`.
+    one_event_specs
+        Specs of older resources whose files hold one event each. Documents that a Tiled server made of such resources
+        keep the spec among their parameters, and number the events through all files of a data key.
     """
 
-    def __init__(self, roots: Iterable[Path]) -> None:
-        self._roots = tuple(Path(root).resolve() for root in roots)
+    def __init__(
+        self,
+        roots: Iterable[Path],
+        root_map: Mapping[str, Path] | None = None,
+        one_event_specs: Iterable[str] = (),
+    ) -> None:
+        self.roots = Roots(roots, root_map)
+        self._one_event_specs = frozenset(one_event_specs)
         self._resources: dict[str, Mapping[str, Any]] = {}
+        self._paths: dict[str, Path] = {}
+        self._sequences: dict[str, FileSequence] = {}
         self._files: dict[Path, h5py.File] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
 
     def add(self, doc: Mapping[str, Any]) -> None:
-        """Take a stream_resource document; FileRefused when its file may not be read."""
+        """Take a stream_resource document; FileRefused when its file may not be read.
+
+        Documents from before event-model 1.20 say ``spec``, ``root``, ``resource_path`` and ``resource_kwargs``.
+        """
+        if "mimetype" not in doc and isinstance(doc.get("resource_path"), str):
+            doc = _of_old_schema(doc)
         wrong = [key for key in ("uid", "data_key", "uri") if not isinstance(doc.get(key), str)]
         if wrong:
             raise FileRefused(f"a resource document without {', '.join(wrong)}")
-        if doc.get("mimetype") not in _MIMETYPES:
+        mimetype, parameters = doc.get("mimetype"), doc.get("parameters")
+        if mimetype not in (*_HDF5, *MULTIPART, *SINGLE):
             raise FileRefused(
-                f"{doc.get('data_key')}: files of type {doc.get('mimetype')!r} are not read, only"
-                f" {_MIMETYPES[0]}"
+                f"{doc['data_key']}: files of type {mimetype!r:.80} are not read, only"
+                f" {', '.join((_HDF5[0], *MULTIPART, *SINGLE))}"
             )
-        parameters = doc.get("parameters")
-        if not isinstance(parameters, Mapping) or not isinstance(parameters.get("dataset"), str):
-            raise FileRefused(f"{doc.get('data_key')}: the resource names no parameters.dataset")
-        self._path(doc)
+        if not isinstance(parameters, Mapping):
+            raise FileRefused(f"{doc['data_key']}: the resource has no parameters")
+        # What Tiled calls dataset now was path before.
+        dataset = parameters.get("dataset") or parameters.get("path")
+        if mimetype in _HDF5:
+            if not isinstance(dataset, str):
+                raise FileRefused(f"{doc['data_key']}: the resource names no parameters.dataset")
+            doc = {**doc, "parameters": {**parameters, "dataset": dataset}}
+        if mimetype in MULTIPART or (mimetype in _HDF5 and parameters.get("template")):
+            self._sequences[doc["uid"]] = FileSequence(doc, self.roots)
+        else:
+            self._path(doc)
         self._resources[doc["uid"]] = doc
 
     def __contains__(self, resource: str) -> bool:
@@ -131,30 +149,46 @@ class DetectorFiles:
             Outside the allowed folders, or stored with another shape than declared.
         """
         doc = self._resources[rows.resource]
+        offset = rows.first_seq - rows.start
+        if rows.resource in self._sequences:
+            blocks = self._sequences[rows.resource].read(shape, rows.start, rows.stop)
+        elif doc["mimetype"] in SINGLE:
+            blocks = self._single(doc, shape, rows)
+        else:
+            blocks = self._hdf5(doc, shape, rows)
+        for start, block in blocks:
+            yield start + offset, block
+
+    def _single(
+        self, doc: Mapping[str, Any], shape: tuple[int, ...], rows: Rows
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        read = pages if doc["mimetype"] == "image/tiff" else rows_of_npy
+        path = self._path(doc)
+        for start in range(rows.start, rows.stop):
+            yield start, read(path, shape, start, start + 1)
+
+    def _hdf5(
+        self, doc: Mapping[str, Any], shape: tuple[int, ...], rows: Rows
+    ) -> Iterator[tuple[int, np.ndarray]]:
         try:
             dataset = self._dataset(doc)
-            yield from self._blocks(dataset, rows, shape)
+            start, stop = rows.start, rows.stop
+            if doc["parameters"].get("spec") in self._one_event_specs:
+                if dataset.shape != shape or stop - start != 1:
+                    raise FileRefused(
+                        f"{doc['uri']} holds {dataset.shape}, the descriptor declares {shape}"
+                    )
+                check_size(shape, dataset.dtype, doc["data_key"])
+                yield start, dataset[()].reshape(1, *shape)
+                return
+            selection = row_selection(dataset, shape, doc["parameters"], doc["data_key"])
+            yield from read_blocks(dataset, selection, start, stop)
+        except (FileRefused, NotReadable):
+            raise
+        except OSError as error:
+            raise NotReadable(f"{doc['uri']}: {error}") from error
         finally:
             self._drop_unless_swmr(doc)
-
-    def _blocks(
-        self, dataset: h5py.Dataset, rows: Rows, shape: tuple[int, ...]
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        per_row = self._per_row(dataset, shape, rows.data_key)
-        if not len(dataset) >= rows.stop * per_row:
-            raise NotReadable(
-                f"{dataset.file.filename}: {dataset.name} has {len(dataset) // per_row} of"
-                f" {rows.stop} rows"
-            )
-        row_bytes = max(1, math.prod(shape) * dataset.dtype.itemsize)
-        step = max(1, _BLOCK_BYTES // row_bytes)
-        for start in range(rows.start, rows.stop, step):
-            stop = min(start + step, rows.stop)
-            try:
-                block = dataset[start * per_row : stop * per_row]
-            except OSError as error:
-                raise NotReadable(f"{dataset.file.filename}: {error}") from error
-            yield rows.first_seq + start - rows.start, block.reshape(stop - start, *shape)
 
     def value(
         self, resource: str, index: int | None, channel: int | None, shape: tuple[int, ...]
@@ -180,26 +214,25 @@ class DetectorFiles:
         doc = self._resources[resource]
         try:
             dataset = self._dataset(doc)
-            inner = dataset.shape if index is None else dataset.shape[1:]
-            if index is None or channel is not None:
-                per_row = 1
-                if (inner if channel is None else inner[1:]) != shape:
-                    raise FileRefused(
-                        f"{doc['uri']} holds {inner}, the descriptor declares {shape}"
-                    )
-            else:
-                per_row = self._per_row(dataset, shape, doc["data_key"])
             if index is None:
+                if dataset.shape != shape:
+                    raise FileRefused(
+                        f"{doc['uri']} holds {dataset.shape}, the descriptor declares {shape}"
+                    )
+                check_size(shape, dataset.dtype, doc["data_key"])
                 return dataset[()]
-            if index < 0 or (channel is not None and not 1 <= channel <= inner[0]):
-                raise FileRefused(f"{doc['uri']}: no index {index}, channel {channel} in {inner}")
-            if len(dataset) < (index + 1) * per_row:
-                raise NotReadable(
-                    f"{doc['uri']} has {len(dataset) // per_row} rows, not {index + 1}"
+            if index < 0 or channel is not None and not 1 <= channel <= (*dataset.shape, 0, 0)[1]:
+                raise FileRefused(
+                    f"{doc['uri']}: no index {index}, channel {channel} in {dataset.shape}"
                 )
-            if channel is not None:
-                return dataset[index, channel - 1]
-            return dataset[index * per_row : (index + 1) * per_row].reshape(shape)
+            part = {} if channel is None else {"slice": f":,{channel - 1}"}
+            selection = row_selection(
+                dataset, shape, {**doc["parameters"], **part}, doc["data_key"]
+            )
+            ((_, block),) = read_blocks(dataset, selection, index, index + 1)
+            return block.reshape(shape)
+        except (FileRefused, NotReadable):
+            raise
         except OSError as error:
             raise NotReadable(f"{doc['uri']}: {error}") from error
         finally:
@@ -208,13 +241,17 @@ class DetectorFiles:
     def grown_length(self, resource: str, shape: tuple[int, ...]) -> int:
         """Return how many rows have been written, 0 where that cannot be known.
 
-        A dataset of fixed size says nothing: its rows may be empty.
+        A dataset of fixed size says nothing: its rows may be empty. Of a sequence of files nobody says the last.
         """
         doc = self._resources[resource]
+        if doc["mimetype"] not in _HDF5 or resource in self._sequences:
+            return 0
+        if doc["parameters"].get("spec") in self._one_event_specs:
+            return 0
         try:
             dataset = self._dataset(doc)
-            per_row = self._per_row(dataset, shape, doc["data_key"])
-            return len(dataset) // per_row if (dataset.maxshape or (0,))[0] is None else 0
+            per_event = row_selection(dataset, shape, doc["parameters"], doc["data_key"]).per_event
+            return len(dataset) // per_event if (dataset.maxshape or (0,))[0] is None else 0
         finally:
             self._drop_unless_swmr(doc)
 
@@ -233,105 +270,63 @@ class DetectorFiles:
         """Close a file that would not show what is added to it, and that its writer may want."""
         if doc["uid"] in self._datasets:
             return
-        file = self._files.pop(self._path(doc), None)
+        file = self._files.pop(self._paths[doc["uid"]], None)
         if file is not None:
             file.close()
 
     def _path(self, doc: Mapping[str, Any]) -> Path:
-        uri = urlsplit(doc["uri"])
-        if uri.scheme != "file" or uri.netloc not in ("", "localhost", socket.gethostname()):
-            raise FileRefused(f"{doc['uri']}: expected file://localhost/...")
-        path = Path(unquote(uri.path)).resolve()
-        self._confine(path)
+        # Resolved each time: what was a file may have become a link.
+        path = self._paths[doc["uid"]] = self.roots.uri(doc["uri"])
         return path
-
-    def _confine(self, path: Path) -> None:
-        if not any(path.is_relative_to(root) for root in self._roots):
-            allowed = ", ".join(map(str, self._roots)) or "none is set"
-            raise FileRefused(
-                f"{path} is outside the data roots ({allowed}); add its folder to data_roots in the"
-                f" profile or the service's settings"
-            )
 
     def _dataset(self, doc: Mapping[str, Any]) -> h5py.Dataset:
         dataset = self._datasets.get(doc["uid"])
-        if dataset is None:
-            dataset = self._find(doc)
-            if dataset.file.swmr_mode:
-                self._datasets[doc["uid"]] = dataset
+        path = self._path(doc)
         try:
+            if dataset is None:
+                dataset = self._find(doc, path)
+                if dataset.file.swmr_mode:
+                    self._datasets[doc["uid"]] = dataset
+            else:
+                # On a network disk the length of an open file is asked for anew when it is opened.
+                path.open("rb").close()
             # Not dataset.id.refresh(): h5py would go on telling the shape that it remembers.
             dataset.refresh()
+        except (FileRefused, NotReadable):
+            raise
         except OSError as error:
             raise NotReadable(f"{doc['uri']}: {error}") from error
         return dataset
 
-    def _find(self, doc: Mapping[str, Any]) -> h5py.Dataset:
-        path = self._path(doc)
+    def _find(self, doc: Mapping[str, Any], path: Path) -> h5py.Dataset:
         file = self._files.get(path)
         if file is None:
-            file = self._files[path] = _open(path)
-        name = doc["parameters"]["dataset"]
+            while len(self._files) >= _MOST_OPEN:
+                self._close(next(iter(self._files)))
+            file = self._files[path] = open_hdf5(path)
         try:
-            dataset = file[name]
-        except (KeyError, OSError) as error:
+            return self.roots.dataset(file, doc["parameters"]["dataset"], path)
+        except (NotReadable, FileRefused):
             # A writer that is not in SWMR mode may add it later: look again in a fresh handle.
-            self._files.pop(path).close()
-            raise NotReadable(f"{path}: no dataset {name!r} yet: {error}") from error
-        if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
-            raise FileRefused(f"{path}: {name!r} is not an array with a row axis")
-        # An HDF5 file can point to other files in three ways.
-        self._confine(Path(dataset.file.filename).resolve())
-        for other, *_ in dataset.external or ():
-            self._confine((path.parent / other).resolve())
-        if dataset.is_virtual:
-            for source in dataset.virtual_sources():
-                if source.file_name != ".":
-                    self._confine((path.parent / source.file_name).resolve())
-        return dataset
+            self._close(path)
+            raise
 
-    @staticmethod
-    def _per_row(dataset: h5py.Dataset, shape: tuple[int, ...], data_key: str) -> int:
-        """Rows of the dataset per event: 1 if stacked, shape[0] if concatenated along it."""
-        if dataset.shape[1:] == shape:
-            return 1
-        if shape and dataset.shape[1:] == shape[1:]:
-            return shape[0]
-        raise FileRefused(
-            f"{data_key}: {dataset.file.filename} holds rows of {dataset.shape[1:]}, the descriptor"
-            f" declares {shape}"
-        )
+    def _close(self, path: Path) -> None:
+        self._files.pop(path).close()
+        for uid in [uid for uid, dataset in self._datasets.items() if not dataset]:
+            del self._datasets[uid]
 
 
-def _open(path: Path) -> h5py.File:
-    """Open for reading without holding a lock that could stop the detector's writer.
-
-    Files that can be read while they are written (superblock 3) carry a mark while a writer has
-    them; HDF5 refuses those that are written without SWMR. Older ones have only the writer's lock.
-    """
-    try:
-        with path.open("rb") as raw:
-            head = raw.read(9)
-            if len(head) < 9 or head[:8] != _SIGNATURE:
-                raise NotReadable(f"{path} is not HDF5 (yet)")
-            swmr = head[8] >= _SWMR_SUPERBLOCK
-            if not swmr:
-                # Held for microseconds, and only on a file whose writer has let go of it.
-                fcntl.flock(raw, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                fcntl.flock(raw, fcntl.LOCK_UN)
-        options = {"libver": "latest", "swmr": True} if swmr else {}
-        try:
-            return h5py.File(path, "r", locking=False, **options)
-        except OSError as error:
-            # HDF5 wants one locking flag per file and process: the writer lives in this one.
-            if "locking flag" not in str(error):
-                raise
-            return h5py.File(path, "r", **options)
-    except NotReadable:
-        raise
-    except FileNotFoundError as error:
-        raise NotReadable(f"{path} is not there yet") from error
-    except BlockingIOError as error:
-        raise NotReadable(f"{path} is still being written") from error
-    except OSError as error:
-        raise NotReadable(f"{path}: {error}") from error
+def _of_old_schema(doc: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a stream_resource of the present schema; only HDF5 was written in the old one."""
+    root = str(doc.get("root") or "")
+    path = (
+        f"{root.rstrip('/')}/{doc['resource_path'].lstrip('/')}" if root else doc["resource_path"]
+    )
+    return {
+        "uid": doc.get("uid"),
+        "data_key": doc.get("data_key"),
+        "mimetype": "application/x-hdf5",
+        "uri": f"file://localhost{quote(path)}",
+        "parameters": {**(doc.get("resource_kwargs") or {}), "spec": doc.get("spec")},
+    }

@@ -1,7 +1,13 @@
-"""What documents say about detector files of one run, and the reading of them when they are ready."""
+"""What documents say about detector files of one run, and the reading of them when they are ready.
+
+Files may be missing, locked, half written, or on a disk that does not answer: what cannot be read is tried again
+while documents come, and at the end of the run until the profile's deadline. A writer whose flush hangs (ADCore
+issue 593) is seen as rows that are announced and not there.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +18,8 @@ import numpy as np
 
 from inscan.callbacks.datum_files import DatumFiles, DatumUnknown
 from inscan.callbacks.external import DetectorFiles, FileRefused, NotReadable, Rows
+from inscan.callbacks.file_reader import FileReader
+from inscan.callbacks.handlers import HDF5_LAYOUTS
 from inscan.callbacks.profile import BeamlineProfile
 from inscan.callbacks.target import Target
 from inscan.callbacks.updates import MALFORMED, Notes
@@ -43,8 +51,14 @@ class RunFiles:
         target: Target,
         notes: Notes,
     ) -> None:
-        self._files = DetectorFiles((*profile.data_roots, *data_roots))
+        layouts = {**HDF5_LAYOUTS, **profile.datum_files}
+        self._files = DetectorFiles(
+            (*profile.data_roots, *data_roots),
+            profile.root_map,
+            [spec for spec, layout in layouts.items() if layout.index_from is None],
+        )
         self._datums = DatumFiles(self._files, profile.datum_files)
+        self._reader = FileReader()
         self._deadline_s = profile.read_deadline
         self._target = target
         self._notes = notes
@@ -53,6 +67,8 @@ class RunFiles:
         self._unread: list[tuple[str, Rows]] = []
         self._unfilled: list[tuple[str, Mapping[str, Any]]] = []
         self._retry_at = 0.0
+        # Why the last attempt failed, for people who wonder what was waited for.
+        self._why = ""
 
     def knows(self, resource: str) -> bool:
         """Whether a stream_resource has come, also when it was refused."""
@@ -63,9 +79,9 @@ class RunFiles:
         try:
             if name == "stream_resource":
                 if not self.knows(doc["uid"]):
-                    self._files.add(doc)
+                    self._reader(self._files.add, doc)
             elif name == "resource":
-                self._datums.add_resource(doc)
+                self._reader(self._datums.add_resource, doc)
             else:
                 self._datums.add_datum(doc)
                 self._retry()
@@ -90,7 +106,8 @@ class RunFiles:
         """Hand an event to the target, its datum ids replaced by arrays; later if need be."""
         try:
             data = self._filled(stream, doc["data"])
-        except (NotReadable, DatumUnknown):
+        except (NotReadable, DatumUnknown) as error:
+            self._why = str(error)
             self._unfilled.append((stream, doc))
             return
         self._target.event(stream, doc["seq_num"], doc["time"], data)
@@ -112,7 +129,7 @@ class RunFiles:
                 if shape is None or (known is not None and known.descriptor != uid):
                     continue
                 try:
-                    length = self._files.grown_length(resource, shape)
+                    length = self._reader(self._files.grown_length, resource, shape)
                 except (NotReadable, *MALFORMED) as error:
                     self._notes.add("detector files whose length is unknown", str(error))
                     break
@@ -132,14 +149,17 @@ class RunFiles:
         for stream, rows in self._unread:
             self._notes.add(
                 "announced rows could not be read",
-                f"{stream} {rows.data_key} {rows.start}:{rows.stop} within {self._deadline_s} s",
+                f"{stream} {rows.data_key} {rows.start}:{rows.stop} within {self._deadline_s} s:"
+                f" {self._why}",
             )
         if self._unfilled:
-            self._notes.add("events whose files could not be read", times=len(self._unfilled))
+            self._notes.add(
+                "events whose files could not be read", self._why, times=len(self._unfilled)
+            )
 
     def close(self) -> None:
         """Close every file."""
-        self._files.close()
+        self._reader.close(self._files.close)
 
     def _retry(self) -> None:
         if (self._unread or self._unfilled) and time.monotonic() >= self._retry_at:
@@ -156,22 +176,30 @@ class RunFiles:
                 not_ready.add(rows.resource)
                 self._unread.append((stream, rows))
         unfilled, self._unfilled = self._unfilled, []
-        late = False
         for stream, doc in unfilled:
-            if late:
+            needed = self._resources_of(stream, doc["data"])
+            if needed & not_ready:
                 self._unfilled.append((stream, doc))
                 continue
             try:
                 data = self._filled(stream, doc["data"])
                 self._target.event(stream, doc["seq_num"], doc["time"], data)
-            except DatumUnknown:
+            except DatumUnknown as error:
+                self._why = str(error)
                 self._unfilled.append((stream, doc))
-            except NotReadable:
+            except NotReadable as error:
+                self._why = str(error)
                 self._unfilled.append((stream, doc))
-                late = True
+                not_ready |= needed
             except MALFORMED as error:
                 self._notes.add("event documents left out", f"{type(error).__name__}: {error}")
-        return bool(self._unread) or late
+        return bool(not_ready)
+
+    def _resources_of(self, stream: str, data: Mapping[str, Any]) -> set[str]:
+        """Resources that an event's arrays come from, as far as their documents have come."""
+        ids = [data.get(key) for key in self._target.array_keys(stream)]
+        found = {self._datums.resource_of(datum) for datum in ids if isinstance(datum, str)}
+        return {resource for resource in found if resource is not None}
 
     def _read(self, stream: str, rows: Rows) -> bool:
         """Read rows into the target; False when they are not there yet."""
@@ -179,18 +207,28 @@ class RunFiles:
         if shape is None:
             return True
         try:
-            for first_seq, block in self._files.read(rows, shape):
+            for first_seq, block in self._reader.blocks(self._files.read(rows, shape)):
                 self._target.rows(stream, rows.data_key, first_seq, block)
-        except NotReadable:
+        except NotReadable as error:
+            self._why = str(error)
             return False
         except MALFORMED as error:
             self._notes.add("rows of detector files left out", str(error))
         return True
 
     def _filled(self, stream: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        found: dict[str, np.ndarray] = {}
-        for key, shape in self._target.array_keys(stream).items():
-            value = data.get(key)
-            if isinstance(value, str):
-                found[key] = self._datums.read(value, shape)
-        return {**data, **found} if found else data
+        wanted = {
+            key: shape
+            for key, shape in self._target.array_keys(stream).items()
+            if isinstance(data.get(key), str)
+        }
+        if not wanted:
+            return data
+        return {**data, **self._reader(self._arrays, wanted, data)}
+
+    def _arrays(
+        self, wanted: Mapping[str, tuple[int, ...]], data: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
+        # The smallest first: one that is not ready must not cost the reading of the largest.
+        order = sorted(wanted, key=lambda key: math.prod(wanted[key]))
+        return {key: self._datums.read(data[key], wanted[key]) for key in order}

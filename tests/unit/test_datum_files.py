@@ -140,10 +140,10 @@ def test_files_of_datums_stay_within_the_data_roots(tmp_path):
 
 def test_a_spec_that_the_profile_does_not_describe_is_said(tmp_path):
     start, docs, _ = fluorescence(tmp_path)
-    docs[1][1]["spec"] = "TPX_HDF5"
+    docs[1][1]["spec"] = "MY_OWN"
     (update,) = assemble(start, docs, XRF, tmp_path)
     assert update.kind == "rejected"
-    assert any("'TPX_HDF5'" in line and "XSP3" in line for line in update.meta["warnings"])
+    assert any("'MY_OWN'" in line and "XSP3" in line for line in update.meta["warnings"])
 
 
 @pytest.mark.parametrize("changes", [{"frame": 99}, {"channel": 3}, {"frame": -1}, {"frame": "x"}])
