@@ -8,7 +8,16 @@ import sys
 
 import typer
 
-from inscan.service import cli_config, cli_evaluate, cli_export, cli_models, cli_query, cli_run
+from inscan.service import (
+    cli_config,
+    cli_evaluate,
+    cli_export,
+    cli_models,
+    cli_profile,
+    cli_query,
+    cli_replay,
+    cli_run,
+)
 
 BAD_INPUT = 2
 UNREACHABLE = 3
@@ -25,8 +34,10 @@ app = typer.Typer(
 cli_run.add_to(app)
 cli_query.add_to(app)
 cli_models.add_to(app)
+cli_profile.add_to(app)
 cli_evaluate.add_to(app)
 cli_export.add_to(app)
+cli_replay.add_to(app)
 app.add_typer(cli_config.app, name="config")
 
 
