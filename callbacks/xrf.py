@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from operator import itemgetter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,30 @@ from inscan.callbacks.run_meta import number_at, run_meta
 from inscan.callbacks.units import scale
 from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update
 from inscan.callbacks.xrf_arrays import XRFArrays
-from inscan.callbacks.xrf_layout import Column, XRFLayout, read_layout
+from inscan.callbacks.xrf_checks import check_live_times, check_positions, check_rows
+from inscan.callbacks.xrf_columns import Column
+from inscan.callbacks.xrf_layout import XRFLayout, detector_name, has_counts, read_layout
+from inscan.callbacks.xrf_readers import Read, counts, event_readers, read_row
+from inscan.callbacks.xrf_series import series_of
+from inscan.callbacks.xrf_slow import SlowRows
 
 __all__ = ["XRFMap"]
 
 # Arrival is kept in 64 bits per pixel; one is for events.
 _MOST_GROUPS = 63
-Read = Callable[[Mapping[str, Any]], np.ndarray]
 
 
 class XRFMap:
     """The map of one run; the target of a `RunAssembler`.
 
     See `XRFArrays` for the arrays of its updates.
+
+    A pixel is an event (step), or a row of what stream_datum documents announce (fly); or an event
+    is a row of pixels (rows), whose seq_num is then the row, from 1. Of the two streams of the last,
+    that with one slow position per row may come at any time before the end.
+
+    Maps of one place at several incident energies are runs of their own; ``meta["series"]`` says
+    which belong together, see `inscan.callbacks.xrf_series.series_of`.
 
     Parameters
     ----------
@@ -63,7 +73,9 @@ class XRFMap:
         self._xrf = profile.xrf
         self._allocate = allocate
         self._notes = notes
-        self._streams = {keys.stream for keys in (profile.xrf.step, profile.xrf.fly) if keys}
+        ways = (profile.xrf.step, profile.xrf.fly, profile.xrf.rows)
+        self._streams = {keys.stream for keys in ways if keys}
+        self._slow = SlowRows(profile, self._geometry)
         energy = self._xrf.incident_energy
         incident = None if energy is None else number_at(start, energy)
         if incident is not None:
@@ -78,20 +90,32 @@ class XRFMap:
         self._snapshots = 0
         # Data keys that events carry, by role, and the last seq_num of each group of keys.
         self._readers: dict[str, Read] = {}
+        self._in_events = False
         self._array_keys: dict[str, tuple[int, ...]] = {}
         self._groups: dict[str, int] = {}
         self._passed: list[int] = []
         self._required: list[int] = []
+        # Row -> number of its pixels that were recorded, where a row is an event.
+        self._recorded: dict[int, int] = {}
 
     def wants(self, stream: str) -> bool:
-        return stream in self._streams
+        return stream in self._streams or stream == self._slow.stream
 
     def describe(self, stream: str, descriptor: Mapping[str, Any]) -> None:
+        if stream == self._slow.stream and not has_counts(descriptor, self._xrf):
+            self._slow.describe(descriptor, self._notes)
+            return
         geometry = self._geometry
         keys = (
             self._profile.geometry.slow_readback or geometry.slow_motor,
             self._profile.geometry.fast_readback or geometry.fast_motor,
         )
+        rows = self._xrf.rows
+        if rows is not None and rows.stream == stream:
+            keys = (
+                rows.positions.get(geometry.slow_motor, keys[0]),
+                rows.positions.get(geometry.fast_motor, keys[1]),
+            )
         data_keys = descriptor["data_keys"]
         units = {
             motor: data_keys[motor]["units"]
@@ -103,8 +127,13 @@ class XRFMap:
         layout = read_layout(descriptor, self._xrf, self._incident_ev, keys, wanted)
         if self._layout is None:
             self._geometry = geometry
-            self._detector = _detector(descriptor, layout)
+            self._detector = detector_name(descriptor, layout)
             self._begin(stream, layout)
+        elif layout.bins != self._layout.bins:
+            raise NotUnderstood(
+                f"the spectra change their length within the run: {layout.counts_key()} has"
+                f" {layout.bins} bins, {self._layout.counts_key()} had {self._layout.bins}"
+            )
         elif not self._layout.same_data(layout) or stream != self._stream:
             self._notes.add(
                 "a later descriptor has other channels or elements; its data are left out",
@@ -117,13 +146,19 @@ class XRFMap:
         return column.declared if column is not None and column.external else None
 
     def array_keys(self, stream: str) -> Mapping[str, tuple[int, ...]]:
-        return self._array_keys
+        return self._array_keys if stream == self._stream else {}
 
     def event(self, stream: str, seq_num: int, taken: float, data: Mapping[str, Any]) -> None:
-        if self._arrays is None or stream != self._stream or not self._readers:
-            return
         if isinstance(seq_num, bool) or int(seq_num) != seq_num or seq_num < 1:
             raise ValueError(f"seq_num {seq_num!r}: expected 1 or more")
+        if stream == self._slow.stream and (stream != self._stream or self._layout is None):
+            self._slow.event(int(seq_num), float(taken), data)
+            return
+        if self._arrays is None or stream != self._stream or not self._in_events:
+            return
+        if self._layout is not None and self._layout.way == "rows":
+            self._row_event(self._layout, self._arrays, int(seq_num), float(taken), data)
+            return
         if seq_num > self._geometry.size:
             self._notes.add(f"events beyond the shape {self._geometry.shape} left out")
             return
@@ -138,10 +173,43 @@ class XRFMap:
             raise ValueError(f"event {seq_num}: {error}") from error
         self._arrays.place_event(row * self._geometry.shape[1] + col, float(taken), values)
 
+    def _row_event(
+        self,
+        layout: XRFLayout,
+        arrays: XRFArrays,
+        seq_num: int,
+        taken: float,
+        data: Mapping[str, Any],
+    ) -> None:
+        n_rows, n_cols = self._geometry.shape
+        if seq_num > n_rows:
+            self._notes.add(f"rows beyond the shape {self._geometry.shape} left out")
+            return
+        try:
+            row = read_row(layout, data, n_cols)
+        except KeyError as error:
+            raise KeyError(f"row {seq_num} lacks {error}") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"row {seq_num}: {error}") from error
+        self._passed[0] = max(self._passed[0], seq_num * n_cols)
+        self._recorded[seq_num] = max(self._recorded.get(seq_num, 0), row.recorded)
+        arrays.place_row(self._row_pixels(seq_num, seq_num + 1)[: row.n], taken, row)
+
+    def _row_pixels(self, first: int, stop: int) -> np.ndarray:
+        """Pixels of rows ``first`` to ``stop`` - 1 (from 1), in the order in which they are stored."""
+        n_cols = self._geometry.shape[1]
+        rows = self._xrf.rows
+        if rows is not None and rows.order == "position":
+            return np.arange((first - 1) * n_cols, (stop - 1) * n_cols)
+        return self._geometry.flat_pixels((first - 1) * n_cols + 1, (stop - 1) * n_cols + 1)
+
     def rows(self, stream: str, data_key: str, first_seq: int, block: np.ndarray) -> None:
         if self._arrays is None or self._layout is None:
             return
         column = self._layout.columns[data_key]
+        if self._layout.way == "rows":
+            self._whole_rows(column, self._groups[data_key], first_seq, block)
+            return
         n = min(len(block), self._geometry.size + 1 - first_seq)
         if n < len(block):
             self._notes.add(
@@ -151,10 +219,35 @@ class XRFMap:
         if first_seq < 1 or n < 1:
             return
         pixels = self._geometry.flat_pixels(first_seq, first_seq + n)
-        values = block[:n].reshape(n, *column.shape)
+        values = column.ordered(block[:n].reshape(n, *column.stored))
         group = self._groups[data_key]
         self._arrays.place_rows(column, group, pixels, values)
         self._passed[group] = max(self._passed[group], first_seq + n - 1)
+
+    def _whole_rows(self, column: Column, group: int, first: int, block: np.ndarray) -> None:
+        """Place rows of a file whose every entry is a row of the map."""
+        n_rows, n_cols = self._geometry.shape
+        n = min(len(block), n_rows + 1 - first)
+        if n < len(block):
+            self._notes.add(
+                f"rows beyond the shape {self._geometry.shape} left out",
+                times=len(block) - max(n, 0),
+            )
+        if first < 1 or n < 1 or self._arrays is None:
+            return
+        values = column.ordered(block[:n].reshape(n, *column.stored))
+        if not column.pixels:
+            values = np.repeat(values[:, None], n_cols, axis=1)
+        width = min(values.shape[1], n_cols)
+        pixels = self._row_pixels(first, first + n).reshape(n, n_cols)[:, :width]
+        # Row by row: a row of spectra is large already.
+        for row in range(n):
+            self._arrays.place_rows(column, group, pixels[row], values[row, :width])
+            if counts(column):
+                self._recorded[first + row] = max(
+                    self._recorded.get(first + row, 0), values.shape[1]
+                )
+        self._passed[group] = max(self._passed[group], (first + n - 1) * n_cols)
 
     def snapshot_due(self) -> bool:
         every = self._profile.method.snapshot_rows
@@ -174,11 +267,11 @@ class XRFMap:
         status, reason = final or ("running", "")
         if self._arrays is None:
             return self.rejected(f"the run ended ({status}: {reason}) before its map was described")
-        arrays = self._arrays.take(final is not None)
+        arrays = self._arrays.take(final is not None, self._slow.positions())
         measured = arrays["measured"]
         if final is not None and not measured.any():
             return self.rejected(f"the run ended ({status}: {reason}) without a measured pixel")
-        self._check_positions(arrays)
+        self._check(self._arrays, arrays)
         meta = self._meta() | {
             "rows_done": int(measured.all(axis=1).sum()),
             "pixels_done": int(measured.sum()),
@@ -207,9 +300,10 @@ class XRFMap:
             self._notes.add(warning)
         for name, reason in layout.refused.items():
             self._notes.add(reason if name in reason else f"{name}: {reason}")
-        self._readers = _readers(layout)
+        self._readers = event_readers(layout) if layout.way != "rows" else {}
+        self._in_events = any(not c.external for c in layout.columns.values())
         self._array_keys = {
-            key: c.declared for key, c in layout.columns.items() if c.shape and not c.external
+            key: c.declared for key, c in layout.columns.items() if c.stored and not c.external
         }
         self._groups = {
             key: group
@@ -220,8 +314,8 @@ class XRFMap:
                 f"{len(self._groups)} file keys make one pixel; at most {_MOST_GROUPS} are kept apart"
             )
         # Motors alone do not make an event a measurement.
-        required = {self._groups[k] for k, c in layout.columns.items() if c.external and _counts(c)}
-        if any(_counts(c) for c in layout.columns.values() if not c.external):
+        required = {self._groups[k] for k, c in layout.columns.items() if c.external and counts(c)}
+        if any(counts(c) for c in layout.columns.values() if not c.external):
             required.add(0)
         self._required = sorted(required)
         self._passed = [0] * (len(self._groups) + 1)
@@ -247,18 +341,18 @@ class XRFMap:
                 " allowed: lower xrf.cube.bins or raise xrf.cube.max_bytes"
             )
 
-    def _check_positions(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Compare readbacks with the raster: a drift or a wrong geometry must not pass unseen."""
-        geometry = self._geometry
-        off = np.abs(arrays["position"] - geometry.positions())
-        steps = np.abs([geometry.slow_step, geometry.fast_step])
-        # Readbacks that were not read (NaN) say nothing; encoders round.
-        far = (off > 0.5 * (1 + 1e-6) * steps[:, None, None]).any(axis=0) & arrays["measured"]
-        self._notes.set(
-            "pixels whose motor readbacks are more than half a step from where the start document"
-            " says: drift, or a wrong geometry; the readbacks are in `position`",
-            int(far.sum()),
-        )
+    def _check(self, placed: XRFArrays, arrays: Mapping[str, np.ndarray]) -> None:
+        """State what people should know of the map so far."""
+        check_positions(self._geometry, arrays, self._notes)
+        if self._layout is not None:
+            check_live_times(self._layout, placed.live_time(), self._meta()["dwell"], self._notes)
+            check_rows(
+                self._layout,
+                self._geometry,
+                self._recorded,
+                np.isnan(self._slow.positions()) & arrays["measured"].any(axis=1),
+                self._notes,
+            )
 
     def _meta(self) -> dict[str, Any]:
         geometry, layout = self._geometry, self._layout
@@ -268,6 +362,7 @@ class XRFMap:
             "quantity": "window sums, not concentrations",
             "source": self._xrf.elements.source,
             "incident_energy_ev": self._incident_ev,
+            "series": series_of(self._start, self._profile.name, geometry, self._incident_ev),
             # How places worth measuring again are looked for; limits are the service's matter.
             "rescan": self._profile.rescan.model_dump(
                 mode="json", include={"targets", "elements", "scale", "max_regions", "min_score"}
@@ -287,87 +382,3 @@ class XRFMap:
                     "line_weights": layout.cube.line_weights.tolist(),
                 }
         return meta
-
-
-def _detector(descriptor: Mapping[str, Any], layout: XRFLayout) -> str:
-    """Name of the device whose counts these are; of the first key where documents name no device."""
-    keys = [key for key, c in layout.columns.items() if c.role in ("mcaroi", "spectrum")]
-    owners = {
-        str(name)
-        for name, owned in (descriptor.get("object_keys") or {}).items()
-        if set(owned) & set(keys)
-    }
-    return " ".join(sorted(owners)) or min(keys)
-
-
-def _counts(column: Column) -> bool:
-    return column.role not in ("slow", "fast")
-
-
-def _readers(layout: XRFLayout) -> dict[str, Read]:
-    """Return, per role, how its values are taken from an event's data."""
-    channels = np.array(layout.channels) - 1
-    mcarois = np.array(layout.mcarois, np.int64) - 1
-    readers: dict[str, Read] = {}
-    for role in dict.fromkeys(c.role for c in layout.columns.values() if not c.external):
-        columns = {k: c for k, c in layout.columns.items() if c.role == role and not c.external}
-        first = next(iter(columns.values()))
-        if role in ("i0", "slow", "fast"):
-            readers[role] = _scalar(next(iter(columns)), first.factor)
-            continue
-        lead = tuple(
-            count
-            for count, index in (
-                (len(layout.channels), first.channel),
-                (len(layout.elements), first.element),
-            )
-            if index is not None
-        )
-        stacked = _stacked(tuple(columns), lead, first)
-        if first.channel is None and role == "mcaroi" and first.element is None:
-            readers[role] = _select(stacked, np.ix_(channels, mcarois))
-        elif first.channel is None and first.element is None:
-            readers[role] = _select(stacked, channels)
-        elif first.channel is None:
-            # {mcaroi} keys that each hold all channels: (element, channel).
-            readers[role] = _select(
-                stacked, np.ix_(np.arange(len(layout.elements)), channels), True
-            )
-        elif role == "mcaroi" and first.element is None:
-            readers[role] = _select(stacked, np.ix_(np.arange(len(channels)), mcarois))
-        else:
-            readers[role] = stacked
-    return readers
-
-
-def _scalar(key: str, factor: float) -> Read:
-    def read(data: Mapping[str, Any]) -> np.ndarray:
-        return float(data[key]) * factor  # type: ignore[return-value]
-
-    return read
-
-
-def _stacked(keys: tuple[str, ...], lead: tuple[int, ...], column: Column) -> Read:
-    """Values of keys, (*lead, *column.shape)."""
-    shape = (*lead, *column.shape)
-    get = itemgetter(*keys)
-    if not column.shape:
-        return lambda data: np.array(get(data), np.float64).reshape(shape)
-
-    def read(data: Mapping[str, Any]) -> np.ndarray:
-        parts = [np.asarray(data[key]) for key in keys]
-        for key, part in zip(keys, parts, strict=True):
-            if part.shape not in (column.shape, column.declared) or part.dtype.kind not in "buif":
-                raise ValueError(
-                    f"{key} has shape {part.shape} of {part.dtype}, the descriptor declares numbers"
-                    f" of shape {column.declared}"
-                )
-        return np.stack(parts).reshape(shape)
-
-    return read
-
-
-def _select(read: Read, index: Any, transpose: bool = False) -> Read:
-    if transpose:
-        return lambda data: read(data)[index].T
-    return lambda data: read(data)[index]

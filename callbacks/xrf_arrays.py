@@ -9,7 +9,9 @@ import numpy as np
 
 from inscan.callbacks.geometry import ScanGeometry
 from inscan.callbacks.updates import Allocate, Notes
-from inscan.callbacks.xrf_layout import Column, XRFLayout
+from inscan.callbacks.xrf_columns import Column
+from inscan.callbacks.xrf_layout import XRFLayout
+from inscan.callbacks.xrf_readers import RowValues, channel_values, column_sums
 
 __all__ = ["XRFArrays"]
 
@@ -80,7 +82,7 @@ class XRFArrays:
         self._counts = [plain[name].reshape(n_channels, n_elements, -1) for name in names]
         self._position = plain["position"].reshape(2, -1)
         roles = {column.role for column in layout.columns.values()}
-        self._readbacks = bool(roles & {"slow", "fast"})
+        self._computed = [axis for axis, role in enumerate(("slow", "fast")) if role not in roles]
         size = geometry.size
         self._live = np.zeros((n_channels, size), np.float32)
         if "live_time" not in roles:
@@ -91,9 +93,6 @@ class XRFArrays:
         self._all = np.uint64(sum(1 << group for group in required))
         self._arrived = np.zeros(size, np.uint64)
         self._taken = np.full(size, -np.inf)
-        # Where arrays over all channels or windows have ours.
-        self._channel_index = np.array(layout.channels) - 1
-        self._mcaroi_index = np.array(layout.mcarois, np.int64) - 1
 
     def place_event(self, pixel: int, taken: float, values: Mapping[str, np.ndarray]) -> None:
         """Place what one event carries.
@@ -153,6 +152,50 @@ class XRFArrays:
         self._taken[pixel] = taken
         self._arrived[pixel] |= _EVENTS
 
+    def place_row(self, pixels: np.ndarray, taken: float, row: RowValues) -> None:
+        """Place what one event carries that holds a row; the same rules as for `place_event`.
+
+        Parameters
+        ----------
+        pixels
+            (n,) int64: where the pixels of the row belong, each at most once.
+        taken
+            Time of the event, s.
+        row
+            Its values.
+        """
+        use = taken > self._taken[pixels]
+        if row.i0 is not None:
+            beam = (row.i0 > 0) & (row.i0 < np.inf)
+            dark = use & ~beam
+            if dark.any():
+                self._notes.add(_NO_BEAM, times=int(dark.sum()))
+            use &= beam
+        good = np.ones((row.n, len(self._layout.channels)), bool)
+        if row.sums:
+            good &= _all_good(row.sums[0])
+        if row.live is not None:
+            good &= (row.live > 0) & (row.live < np.inf)
+        bad = use & ~good.all(axis=1)
+        if bad.any():
+            self._notes.add(_BAD, times=int(bad.sum()))
+        use &= good.any(axis=1)
+        at, good = pixels[use], good[use]
+        for target, source in zip(self._counts, row.sums, strict=False):
+            target[:, :, at] = np.where(good[..., None], source[use], 0).transpose(1, 2, 0)
+        if self._cube is not None and row.cube is not None:
+            clean = np.where(good[..., None], row.cube[use], np.float32(0))
+            self._cube[:, at] = clean.transpose(1, 0, 2)
+        self._bad[:, at] = ~good.T
+        if row.live is not None:
+            self._live[:, at] = np.where(good, row.live[use], 0).T
+        if row.i0 is not None:
+            self._i0[at] = row.i0[use]
+        for axis, position in row.positions.items():
+            self._position[axis, at] = position[use]
+        self._taken[at] = taken
+        self._arrived[at] |= _EVENTS
+
     def place_rows(
         self, column: Column, group: int, pixels: np.ndarray, values: np.ndarray
     ) -> None:
@@ -170,12 +213,15 @@ class XRFArrays:
         if column.role in ("mcaroi", "spectrum"):
             self._place_counts(column, pixels, values)
         elif column.role == "live_time":
-            live = values.astype(np.float32)
-            if column.channel is None:
-                live = live[:, self._channel_index]
+            live = (values * column.factor).astype(np.float32)
+            if column.channel is None and not column.shape:
+                live = np.repeat(live[:, None], len(self._live), axis=1)
+            else:
+                live = channel_values(self._layout, column, live)
             good = (live > 0) & (live < np.inf)
             self._count_bad(good)
-            which = slice(None) if column.channel is None else column.channel
+            one = column.channel
+            which = slice(None) if one is None else slice(one, one + 1)
             self._live[which, pixels] = np.where(good, live, 0).T
         elif column.role == "i0":
             beam = values.astype(np.float64)
@@ -189,25 +235,10 @@ class XRFArrays:
         self._arrived[pixels] |= _bit(group)
 
     def _place_counts(self, column: Column, pixels: np.ndarray, values: np.ndarray) -> None:
-        if column.channel is None:
-            values = values[:, self._channel_index]
-        else:
-            values = values[:, None]
-        if column.role == "spectrum":
-            if self._layout.windows is None:
-                return
-            sums = self._layout.windows.sums(values)
-        else:
-            per_element = column.element is not None
-            sums = (values[..., None] if per_element else values[..., self._mcaroi_index],)
+        values = channel_values(self._layout, column, values)
+        sums, channel, element = column_sums(self._layout, column, values)
         good = _all_good(sums[0])
         self._count_bad(good)
-        channel = (
-            slice(None) if column.channel is None else slice(column.channel, column.channel + 1)
-        )
-        element = (
-            slice(None) if column.element is None else slice(column.element, column.element + 1)
-        )
         for target, source in zip(self._counts, sums, strict=False):
             clean = source if good.all() else np.where(good[..., None], source, 0)
             target[channel, element, pixels] = clean.transpose(1, 2, 0)
@@ -218,13 +249,29 @@ class XRFArrays:
         if not good.all():
             self._bad[channel, pixels] |= ~good.T
 
+    def live_time(self) -> float | None:
+        """Return the median live time of the channels that measured, s; None before any has."""
+        arrived = (self._arrived & self._all) == self._all
+        live = self._live[:, arrived]
+        live = live[live > 0]
+        return float(np.median(live)) if live.size else None
+
     def _count_bad(self, good: np.ndarray) -> None:
         if not good.all():
             pixels = ~good if good.ndim == 1 else ~good.all(axis=1)
             self._notes.add(_BAD, times=int(pixels.sum()))
 
-    def take(self, final: bool) -> dict[str, np.ndarray]:
-        """Return the arrays of an update; ``final``: nothing will be placed any more."""
+    def take(self, final: bool, slow: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return the arrays of an update.
+
+        Parameters
+        ----------
+        final
+            Nothing will be placed any more.
+        slow
+            (row,) slow position of each row, NaN where it is not known, for a map without slow
+            positions per pixel. None: none is known.
+        """
         live = np.where(self._bad, np.float32(0), self._live)
         arrived = (self._arrived & self._all) == self._all
         measured = arrived & (self._i0 > 0) & (live > 0).any(axis=0)
@@ -234,8 +281,11 @@ class XRFArrays:
         exposure = self._out["exposure"].reshape(live.shape)
         np.multiply(live, relative, out=exposure, casting="same_kind")
         self._out["measured"].reshape(-1)[...] = measured
-        if not self._readbacks:
-            np.copyto(self._out["position"], self._geometry.positions())
+        for axis in self._computed:
+            planned = self._geometry.positions()[axis]
+            if axis == 0 and slow is not None:
+                planned = np.where(np.isnan(slow[:, None]), planned, slow[:, None])
+            self._position[axis] = planned.reshape(-1)
         # A channel without exposure has no counts. Before the end, rows are still on their way.
         empty = (exposure == 0) & (arrived | final)
         if empty.any():

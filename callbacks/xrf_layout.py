@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from inscan.callbacks.cube import CubeAxis, cube_axis
-from inscan.callbacks.lines import EmissionLine, excitable, line_window, overlaps
+from inscan.callbacks.lines import EmissionLine, excitable, overlaps
 from inscan.callbacks.units import scale
-from inscan.callbacks.updates import NotUnderstood, from_stream
+from inscan.callbacks.updates import NotUnderstood
 from inscan.callbacks.windows import SpectrumWindows, spectrum_windows
-from inscan.callbacks.xrf_sections import XRF, Elements, XRFKeys
+from inscan.callbacks.xrf_columns import (
+    MOST_BINS,
+    Column,
+    Role,
+    chosen_name,
+    fill,
+    find_channels,
+    make_column,
+    name_fields,
+)
+from inscan.callbacks.xrf_lines import configuration, mcaroi_window, named_lines, number
+from inscan.callbacks.xrf_sections import XRF, XRFKeys, XRFRows
 
-__all__ = ["Column", "XRFLayout", "read_layout"]
+__all__ = ["XRFLayout", "detector_name", "has_counts", "read_layout"]
 
-Role = Literal["mcaroi", "spectrum", "live_time", "i0", "slow", "fast"]
-# More of either than any detector has; a guard against endless configurations.
-_MOST_CHANNELS, _MOST_MCAROIS = 128, 64
-
-
-@dataclass(frozen=True)
-class Column:
-    """One data key.
-
-    Attributes
-    ----------
-    role
-        What it holds.
-    shape
-        Declared shape of one value, without leading axes of length one.
-    declared
-        The shape as it stands in the descriptor.
-    external
-        Read from files, not from events.
-    channel, element
-        Index that the key belongs to; None: it is an array over all of them, or has none.
-    factor
-        Factor to the geometry's units (positions).
-    """
-
-    role: Role
-    shape: tuple[int, ...]
-    declared: tuple[int, ...]
-    external: bool
-    channel: int | None = None
-    element: int | None = None
-    factor: float = 1.0
+Way = Literal["rows", "fly", "step"]
 
 
 @dataclass(frozen=True)
@@ -74,11 +53,13 @@ class XRFLayout:
         Line -> why it is not mapped.
     warnings
         What people should know.
+    bins
+        Length of a spectrum (source spectrum; else 0).
     cube
         Energy axis of the spectra that are kept.
     """
 
-    way: Literal["step", "fly"]
+    way: Way
     channels: tuple[int, ...]
     elements: tuple[str, ...]
     mcarois: tuple[int, ...]
@@ -87,6 +68,7 @@ class XRFLayout:
     columns: Mapping[str, Column]
     refused: Mapping[str, str]
     warnings: tuple[str, ...]
+    bins: int = 0
     cube: CubeAxis | None = None
 
     def same_data(self, other: XRFLayout) -> bool:
@@ -96,6 +78,15 @@ class XRFLayout:
             other.elements,
             other.windows_ev,
         )
+
+    def counts_key(self) -> str:
+        """Return the first data key of the counts."""
+        return next(k for k, c in self.columns.items() if c.role in ("spectrum", "mcaroi"))
+
+
+def has_counts(descriptor: Mapping[str, Any], profile: XRF) -> bool:
+    """Return whether a descriptor has the counts of any way of scanning that its stream is for."""
+    return _way(descriptor, profile) is not None
 
 
 def read_layout(
@@ -123,278 +114,257 @@ def read_layout(
     NotUnderstood
         Keys, channels or lines are missing.
     """
-    data_keys = descriptor["data_keys"]
-    source = profile.elements.source
-    ways: tuple[Literal["fly", "step"], ...] = ("fly", "step")
+    found = _way(descriptor, profile)
+    if found is None:
+        source = profile.elements.source
+        ways = (profile.rows, profile.fly, profile.step)
+        wanted = [name for keys in ways if keys is not None for name in keys.names(source)]
+        raise NotUnderstood(
+            f"stream {descriptor['name']!r} has none of the keys {wanted} for source {source}; it"
+            f" has {', '.join(sorted(descriptor['data_keys']))[:300]}"
+        )
+    return _Reader(*found, descriptor, profile, incident_energy_ev).layout(positions, units)
+
+
+def _way(descriptor: Mapping[str, Any], profile: XRF) -> tuple[Way, XRFKeys, str] | None:
+    """Way of scanning, its keys, and the name that its counts have here."""
+    ways: tuple[Way, ...] = ("rows", "fly", "step")
     for way in ways:
         keys: XRFKeys | None = getattr(profile, way)
         if keys is None or keys.stream != descriptor["name"]:
             continue
-        template = getattr(keys, source)
-        channels = _channels(template, data_keys, profile.channels)
-        if channels:
-            return _layout(
-                way, keys, channels, descriptor, profile, incident_energy_ev, positions, units
-            )
-    wanted = [getattr(keys, source) for keys in (profile.fly, profile.step) if keys is not None]
-    raise NotUnderstood(
-        f"stream {descriptor['name']!r} has none of the keys {wanted} for source {source}; it has"
-        f" {', '.join(sorted(data_keys))[:300]}"
-    )
+        name = chosen_name(keys.names(profile.elements.source), descriptor["data_keys"])
+        if name is not None:
+            return way, keys, name
+    return None
 
 
-def _layout(
-    way: Literal["step", "fly"],
-    keys: XRFKeys,
-    channels: tuple[int, ...],
-    descriptor: Mapping[str, Any],
-    profile: XRF,
-    incident_ev: float | None,
-    positions: tuple[str, str],
-    units: tuple[str, str],
-) -> XRFLayout:
-    data_keys = descriptor["data_keys"]
-    settings = _configuration(descriptor)
-    chosen = profile.elements
-    template = getattr(keys, chosen.source)
-    warnings: list[str] = []
-    refused: dict[str, str] = {}
-    columns: dict[str, Column] = {}
+def detector_name(descriptor: Mapping[str, Any], layout: XRFLayout) -> str:
+    """Return the device whose counts these are; the first key where documents name no device."""
+    keys = [key for key, c in layout.columns.items() if c.role in ("mcaroi", "spectrum")]
+    owners = {
+        str(name)
+        for name, owned in (descriptor.get("object_keys") or {}).items()
+        if set(owned) & set(keys)
+    }
+    return " ".join(sorted(owners)) or min(keys)
 
-    named = _named_lines(chosen, settings, template, data_keys, channels[0], refused)
-    lines: list[tuple[EmissionLine, int]] = []
-    for line, number in named:
-        reason = excitable(line, incident_ev)
-        if reason is None:
-            lines.append((line, number))
-        else:
-            refused[line.name] = reason
-    if not lines:
-        raise NotUnderstood(
-            f"no line is left to map: {'; '.join(refused.values()) or 'none named'}"
+
+class _Reader:
+    """Makes the layout of one descriptor."""
+
+    def __init__(
+        self,
+        way: Way,
+        keys: XRFKeys,
+        template: str,
+        descriptor: Mapping[str, Any],
+        profile: XRF,
+        incident_ev: float | None,
+    ) -> None:
+        self._way: Way = way
+        self._keys = keys
+        self._template = template
+        self._profile = profile
+        self._incident_ev = incident_ev
+        self._data_keys = descriptor["data_keys"]
+        self._settings = configuration(descriptor)
+        self._rows = isinstance(keys, XRFRows)
+        self._warnings: list[str] = []
+        self._refused: dict[str, str] = {}
+        self._columns: dict[str, Column] = {}
+        self._channels = find_channels(
+            template,
+            profile.elements.source,
+            keys,
+            self._data_keys,
+            profile.channels,
+            pixels=self._rows,
         )
 
-    windows = cube = None
-    if chosen.source == "spectrum":
-        key = _fill(template, channel=channels[0])
-        axis: dict[str, Any] = {"n_bins": int(data_keys[key]["shape"][-1])}
-        axis["ev_per_bin"] = _number(chosen.energy_per_bin_ev, settings)
-        axis["offset_ev"] = _number(chosen.energy_offset_ev, settings)
-        axis["incident_energy_ev"] = incident_ev
+    def layout(self, positions: tuple[str, str], units: tuple[str, str]) -> XRFLayout:
+        chosen = self._profile.elements
+        lines = self._lines()
+        numbers = [index for _, index in lines] if chosen.source == "mcaroi" else [None]
+        for channel_index, channel in enumerate(self._channels):
+            for element, mcaroi in enumerate(numbers):
+                self._counts(channel_index, channel, element, mcaroi)
+        windows, cube, bins = None, None, 0
+        if chosen.source == "spectrum":
+            bins = self._bins()
+            windows, cube = self._spectrum_windows([line for line, _ in lines], bins)
+            windows_ev = windows.windows_ev
+        else:
+            windows_ev = tuple(mcaroi_window(chosen, self._settings, *line) for line in lines)
+        self._warnings += [
+            str(overlap)
+            for overlap in overlaps(
+                [(line, *window) for (line, _), window in zip(lines, windows_ev, strict=True)],
+                chosen.resolution_ev,
+                threshold=chosen.overlap_warning,
+                incident_energy_ev=self._incident_ev,
+            )
+        ]
+        self._live_times()
+        self._monitor()
+        self._positions(positions, units)
+        return XRFLayout(
+            self._way,
+            self._channels,
+            tuple(line.name for line, _ in lines),
+            tuple(index for _, index in lines) if chosen.source == "mcaroi" else (),
+            windows_ev,
+            windows,
+            self._columns,
+            self._refused,
+            tuple(self._warnings),
+            bins,
+            cube,
+        )
+
+    def _lines(self) -> list[tuple[EmissionLine, int]]:
+        chosen, count = self._profile.elements, None
+        if chosen.source == "mcaroi" and "mcaroi" not in name_fields(self._template):
+            # The windows are an axis: the last of the canonical ones.
+            count = self._column(self._template, "mcaroi", self._channels[0]).shape[-1]
+        named = named_lines(
+            chosen,
+            self._settings,
+            self._template,
+            self._data_keys,
+            count,
+            self._channels[0],
+            self._refused,
+        )
+        lines: list[tuple[EmissionLine, int]] = []
+        for line, index in named:
+            reason = excitable(line, self._incident_ev)
+            if reason is None:
+                lines.append((line, index))
+            else:
+                self._refused[line.name] = reason
+        if not lines:
+            raise NotUnderstood(
+                f"no line is left to map: {'; '.join(self._refused.values()) or 'none named'}"
+            )
+        return lines
+
+    def _spectrum_windows(
+        self, lines: list[EmissionLine], bins: int
+    ) -> tuple[SpectrumWindows, CubeAxis | None]:
+        chosen = self._profile.elements
+        axis: dict[str, Any] = {
+            "n_bins": bins,
+            "ev_per_bin": number(chosen.energy_per_bin_ev, self._settings),
+            "offset_ev": number(chosen.energy_offset_ev, self._settings),
+            "incident_energy_ev": self._incident_ev,
+        }
         try:
             windows = spectrum_windows(
-                [line for line, _ in lines],
+                lines,
                 **axis,
                 resolution_ev=chosen.resolution_ev,
                 half_width_fwhm=chosen.window_fwhm,
                 background=chosen.background == "linear",
             )
-            if profile.cube is not None:
-                cube = cube_axis(profile.cube, windows, **axis)
+            wanted = self._profile.cube
+            cube = None if wanted is None else cube_axis(wanted, windows, **axis)
         except ValueError as error:
             raise NotUnderstood(str(error)) from error
-        windows_ev = windows.windows_ev
-        for name in windows.without_background:
-            warnings.append(f"{name}: no place beside the peak is free, its background is unknown")
-    else:
-        windows_ev = tuple(_mcaroi_window(chosen, settings, line, n) for line, n in lines)
-    warnings += [
-        str(overlap)
-        for overlap in overlaps(
-            [(line, *window) for (line, _), window in zip(lines, windows_ev, strict=True)],
-            chosen.resolution_ev,
-            threshold=chosen.overlap_warning,
-            incident_energy_ev=incident_ev,
-        )
-    ]
+        self._warnings += [
+            f"{name}: no place beside the peak is free, its background is unknown"
+            for name in windows.without_background
+        ]
+        return windows, cube
 
-    numbers = [number for _, number in lines] if chosen.source == "mcaroi" else [None]
-    for index, channel in enumerate(channels):
-        for element, number in enumerate(numbers):
-            _add(columns, data_keys, template, chosen.source, index, channel, element, number)
-        if keys.live_time is not None:
-            _add(columns, data_keys, keys.live_time, "live_time", index, channel, None, None)
-    if keys.live_time is not None and not any(c.role == "live_time" for c in columns.values()):
-        warnings.append(f"no live time ({keys.live_time}): the dwell is taken, dead time unknown")
-    if keys.i0 is not None:
-        if keys.i0 in data_keys:
-            columns[keys.i0] = _column("i0", data_keys[keys.i0])
-        else:
-            warnings.append(f"no beam monitor ({keys.i0}): the beam is taken as constant")
-    for role, key, unit in zip(("slow", "fast"), positions, units, strict=True):
-        if key not in data_keys:
-            continue
-        own = data_keys[key].get("units") or unit
-        try:
-            columns[key] = _column(role, data_keys[key], factor=scale(own, unit))
-        except ValueError as error:
-            warnings.append(f"readback {key} is not used: {error}")
-    return XRFLayout(
-        way,
-        channels,
-        tuple(line.name for line, _ in lines),
-        tuple(number for _, number in lines) if chosen.source == "mcaroi" else (),
-        tuple(windows_ev),
-        windows,
-        columns,
-        refused,
-        tuple(warnings),
-        cube,
-    )
+    def _bins(self) -> int:
+        """Length of the spectra, which all channels must share."""
+        found = {key: c.shape[-1] for key, c in self._columns.items() if c.role == "spectrum"}
+        first = next(iter(found.values()))
+        for key, bins in found.items():
+            if bins != first:
+                raise NotUnderstood(f"{key} has {bins} bins, {next(iter(found))} has {first}")
+            if not 1 <= bins <= MOST_BINS:
+                raise NotUnderstood(f"{key} has {bins} bins; expected 1 to {MOST_BINS}")
+        return first
 
-
-def _fields(template: str) -> set[str]:
-    return {name for _, name, _, _ in string.Formatter().parse(template) if name}
-
-
-def _fill(template: str, *, channel: int = 1, mcaroi: int = 1) -> str:
-    return template.format(channel=channel, mcaroi=mcaroi)
-
-
-def _channels(
-    template: str | None, data_keys: Mapping[str, Any], wanted: Sequence[int]
-) -> tuple[int, ...]:
-    """Numbers of the channels that are recorded and wanted; empty when the key is not there."""
-    if template is None:
-        return ()
-    if "channel" in _fields(template):
-        numbers = range(1, _MOST_CHANNELS + 1)
-        found = [n for n in numbers if _fill(template, channel=n) in data_keys]
-    else:
-        key = _fill(template)
-        shape = data_keys.get(key, {}).get("shape", ())
-        # The channel is the first of the last two axes, or of the last one beside {mcaroi} keys.
-        axis = -1 if "mcaroi" in _fields(template) else -2
-        found = list(range(1, int(shape[axis]) + 1)) if len(shape) >= -axis else []
-    if not found:
-        return ()
-    missing = [n for n in wanted if n not in found]
-    if missing:
-        raise NotUnderstood(f"channels {missing} are not recorded; there are {found}")
-    return tuple(wanted) or tuple(found)
-
-
-def _configuration(descriptor: Mapping[str, Any]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for device in (descriptor.get("configuration") or {}).values():
-        merged.update(device.get("data") or {})
-    return merged
-
-
-def _number(value: str | float, settings: Mapping[str, Any]) -> float:
-    if not isinstance(value, str):
-        return float(value)
-    if value not in settings:
-        raise NotUnderstood(f"the descriptor's configuration has no {value!r} (energy axis)")
-    return float(settings[value])
-
-
-def _named_lines(
-    chosen: Elements,
-    settings: Mapping[str, Any],
-    template: str,
-    data_keys: Mapping[str, Any],
-    channel: int,
-    refused: dict[str, str],
-) -> list[tuple[EmissionLine, int]]:
-    """Lines to map with the number of their window (0 for spectra)."""
-    wanted = [EmissionLine.parse(name) for name in chosen.lines]
-    if chosen.source == "spectrum":
-        return [(line, 0) for line in wanted]
-    if "mcaroi" in _fields(template):
-        count = 0
-        while count < _MOST_MCAROIS and _fill(template, channel=channel, mcaroi=count + 1) in (
-            data_keys
-        ):
-            count += 1
-    else:
-        count = int(data_keys[_fill(template, channel=channel)]["shape"][-1])
-    named: list[tuple[EmissionLine, int]] = []
-    found_names = False
-    for number in range(1, count + 1):
-        key = None if chosen.mcaroi_name is None else _fill(chosen.mcaroi_name, mcaroi=number)
-        if key is None or key not in settings:
-            continue
-        found_names = True
-        if not settings[key]:
-            continue
-        try:
-            named.append((EmissionLine.parse(settings[key]), number))
-        except ValueError as error:
-            refused[str(settings[key])] = f"window {number} is left out: {error}"
-    if not found_names:
-        if len(wanted) > count:
-            raise NotUnderstood(
-                f"the profile names {len(wanted)} lines, the detector has {count} windows"
+    def _counts(self, index: int, channel: int, element: int, mcaroi: int | None) -> None:
+        source = self._profile.elements.source
+        key = fill(self._template, channel=channel, mcaroi=mcaroi or 1)
+        if key not in self._data_keys:
+            raise NotUnderstood(f"data key {key!r} is missing in the descriptor")
+        if key not in self._columns:
+            self._columns[key] = self._column(
+                self._template, source, channel, mcaroi, index=index, element=element
             )
-        named = [(line, number) for number, line in enumerate(wanted, start=1)]
-    elif wanted:
-        have = dict(named)
-        for line in wanted:
-            if line not in have:
-                refused[line.name] = (
-                    f"{line.name}: no window of that name; the detector has"
-                    f" {', '.join(other.name for other in have)}"
-                )
-        named = [(line, have[line]) for line in wanted if line in have]
-    if len({line for line, _ in named}) != len(named):
-        raise NotUnderstood(f"two windows have the same name: {[line.name for line, _ in named]}")
-    return named
 
+    def _live_times(self) -> None:
+        names = self._keys.names("live_time")
+        template = chosen_name(names, self._data_keys)
+        for index, channel in enumerate(self._channels if template is not None else ()):
+            key = fill(str(template), channel=channel)
+            if key in self._data_keys and key not in self._columns:
+                self._add_aside(str(template), "live_time", channel, index)
+        if names and not any(c.role == "live_time" for c in self._columns.values()):
+            self._warnings.append(
+                f"no live time ({', '.join(names)}): the dwell is taken, dead time unknown"
+            )
 
-def _mcaroi_window(
-    chosen: Elements, settings: Mapping[str, Any], line: EmissionLine, number: int
-) -> tuple[float, float]:
-    edges = []
-    for template in (chosen.mcaroi_low_ev, chosen.mcaroi_high_ev):
-        value = None if template is None else settings.get(_fill(template, mcaroi=number))
-        if isinstance(value, int | float):
-            edges.append(float(value))
-    if len(edges) == 2 and edges[0] < edges[1]:
-        return edges[0], edges[1]
-    return line_window(line, chosen.resolution_ev, chosen.window_fwhm)
+    def _monitor(self) -> None:
+        names = self._keys.names("i0")
+        template = chosen_name(names, self._data_keys)
+        if template is not None:
+            self._add_aside(template, "i0", 1, None)
+        if names and not any(c.role == "i0" for c in self._columns.values()):
+            self._warnings.append(
+                f"no beam monitor ({', '.join(names)}): the beam is taken as constant"
+            )
 
-
-def _add(
-    columns: dict[str, Column],
-    data_keys: Mapping[str, Any],
-    template: str,
-    role: Role,
-    index: int,
-    channel: int,
-    element: int | None,
-    mcaroi: int | None,
-) -> None:
-    fields = _fields(template)
-    key = _fill(template, channel=channel, mcaroi=mcaroi or 1)
-    if key not in data_keys:
-        if role == "live_time":
+    def _add_aside(self, template: str, role: Role, channel: int, index: int | None) -> None:
+        """Add a key that a map can do without."""
+        key = fill(template, channel=channel)
+        if self._rows and not self._data_keys[key].get("shape"):
+            self._warnings.append(f"{key} is not used: one value per row, not one per pixel")
             return
-        raise NotUnderstood(f"data key {key!r} is missing in the descriptor")
-    if key not in columns:
-        columns[key] = _column(
+        factor = self._keys.live_time_s if role == "live_time" else 1.0
+        self._columns[key] = self._column(template, role, channel, index=index, factor=factor)
+
+    def _positions(self, positions: tuple[str, str], units: tuple[str, str]) -> None:
+        roles: tuple[Role, ...] = ("slow", "fast")
+        for role, key, unit in zip(roles, positions, units, strict=True):
+            data_key = self._data_keys.get(key)
+            if data_key is None:
+                continue
+            # A row has one slow position, or one for each pixel.
+            pixels = self._rows and (role == "fast" or bool(data_key.get("shape")))
+            own = data_key.get("units") or unit
+            try:
+                self._columns[key] = make_column(
+                    key, role, data_key, self._keys, factor=scale(own, unit), pixels=pixels
+                )
+            except ValueError as error:
+                self._warnings.append(f"readback {key} is not used: {error}")
+
+    def _column(
+        self,
+        template: str,
+        role: Role,
+        channel: int,
+        mcaroi: int | None = None,
+        *,
+        index: int | None = None,
+        element: int | None = None,
+        factor: float = 1.0,
+    ) -> Column:
+        key = fill(template, channel=channel, mcaroi=mcaroi or 1)
+        return make_column(
+            key,
             role,
-            data_keys[key],
-            channel=index if "channel" in fields else None,
-            element=element if "mcaroi" in fields else None,
+            self._data_keys[key],
+            self._keys,
+            fields=name_fields(template),
+            channel=index,
+            element=element,
+            factor=factor,
+            pixels=self._rows,
         )
-
-
-def _column(
-    role: Any,
-    data_key: Mapping[str, Any],
-    *,
-    channel: int | None = None,
-    element: int | None = None,
-    factor: float = 1.0,
-) -> Column:
-    declared = tuple(int(n) for n in data_key.get("shape") or ())
-    shape = declared
-    # Devices that fill files often declare one row as (1, ...).
-    expected = {"mcaroi": 2, "spectrum": 2, "live_time": 1, "i0": 0, "slow": 0, "fast": 0}[role]
-    expected -= (channel is not None) + (element is not None)
-    while len(shape) > expected and shape[0] == 1:
-        shape = shape[1:]
-    if len(shape) != expected:
-        raise NotUnderstood(f"a key for {role} declares shape {declared}; expected {expected} axes")
-    return Column(role, shape, declared, from_stream(data_key), channel, element, factor)
