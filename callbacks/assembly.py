@@ -12,7 +12,9 @@ from typing import Any
 
 from event_model import unpack_datum_page, unpack_event_page
 
+from inscan.callbacks.missing import Missing
 from inscan.callbacks.profile import BeamlineProfile, matches
+from inscan.callbacks.received import Received
 from inscan.callbacks.run_files import RunFiles
 from inscan.callbacks.target import Target
 from inscan.callbacks.txm import EnergyStack
@@ -49,6 +51,9 @@ class RunAssembler:
         self._files = files
         self._notes = notes
         self._ended = False
+        self._received = Received(
+            target.wants, lambda stream, key: target.external_shape(stream, key) is not None
+        )
         self._streams: dict[str, str] = {}
         self._waiting: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
         self._n_waiting = 0
@@ -80,6 +85,29 @@ class RunAssembler:
             return []
         return self._final("incomplete", reason)
 
+    def missing(self, stop: Mapping[str, Any]) -> Missing:
+        """Return what has not come of the streams that matter, now that `stop` has.
+
+        Parameters
+        ----------
+        stop
+            The stop document, or what there is in its place: without ``num_events`` nothing is known of the end.
+        """
+        if self._ended:
+            return Missing()
+        counts = stop.get("num_events")
+        names = {uid: {name for name, _ in docs} for uid, docs in self._waiting.items()}
+        return self._received.missing(counts if isinstance(counts, Mapping) else {}, names)
+
+    def resource_of(self, key: str) -> str | None:
+        """Return the uid of a data key's stream_resource, when exactly one has come."""
+        return self._received.resource_of(key)
+
+    def forget_waiting(self) -> None:
+        """Give up documents that wait for others: what they stood for has come by another way."""
+        self._waiting.clear()
+        self._n_waiting = 0
+
     def close(self) -> None:
         """Close detector files; every further document is late."""
         self._ended = True
@@ -92,6 +120,7 @@ class RunAssembler:
                 self._wait(doc["descriptor"], name, doc)
             elif self._target.wants(stream):
                 self._files.event(stream, doc)
+                self._received.event(stream, doc, self._target.array_keys(stream))
         elif name == "event_page":
             for event in unpack_event_page(doc):  # type: ignore[arg-type]
                 self._one("event", event)
@@ -101,11 +130,13 @@ class RunAssembler:
             self._datum(doc)
         elif name in ("stream_resource", "resource", "datum"):
             self._files.add(name, doc)
+            self._received.reference(name, doc)
             if name == "stream_resource":
                 self._release(doc["uid"])
         elif name == "datum_page":
             for datum in unpack_datum_page(doc):  # type: ignore[arg-type]
                 self._files.add("datum", datum)
+                self._received.reference("datum", datum)
         elif name == "start":
             if doc.get("uid") != self.run_uid:
                 self._notes.add("documents of another run left out", str(doc.get("uid")))
@@ -130,6 +161,7 @@ class RunAssembler:
             return
         if self._target.wants(stream):
             self._target.describe(stream, doc)
+            self._received.descriptor(stream, doc)
         self._streams[uid] = stream
         self._release(uid)
 
@@ -141,6 +173,7 @@ class RunAssembler:
             self._wait(descriptor, "stream_datum", doc)
         elif self._target.wants(self._streams[descriptor]):
             self._files.announce(self._streams[descriptor], doc)
+            self._received.rows(self._streams[descriptor], doc)
 
     def _wait(self, needed: str, name: str, doc: Mapping[str, Any]) -> None:
         if self._n_waiting >= _MOST_WAITING:
