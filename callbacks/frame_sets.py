@@ -32,6 +32,8 @@ class FrameSet:
         (row, col) float32, 0 where not good.
     good
         (row, col) bool: finite, not negative, not saturated in any frame.
+    clean
+        Whether all pixels are good.
     scatter
         Variance between the frames, mean over good pixels; nan for one frame.
     """
@@ -39,20 +41,33 @@ class FrameSet:
     n: int
     mean: np.ndarray
     good: np.ndarray
+    clean: bool
     scatter: float
 
 
-def frame_set(frames: np.ndarray, good: np.ndarray | None) -> FrameSet:
-    """Summarise frames (frame, row, col); ``good`` as `good_pixels` returns it."""
-    mean = np.empty(frames.shape[1:], np.float32)
+def frame_set(frames: np.ndarray, good: np.ndarray | None, mean: np.ndarray) -> FrameSet:
+    """Summarise frames.
+
+    Parameters
+    ----------
+    frames
+        (frame, row, col).
+    good
+        As `good_pixels` returns it.
+    mean
+        (row, col) float32: written to and kept.
+    """
     mean_frame(frames, mean)
+    clean = good is None
     if good is None:
-        good = np.ones(mean.shape, bool)
-    mean[~good] = 0
+        # One True that is seen as a whole frame: there are as many frames as energies.
+        good = np.broadcast_to(np.True_, mean.shape)
+    else:
+        mean[~good] = 0
     scatter = float("nan")
     if len(frames) > 1 and good.any():
         scatter = scatter_between(list(frames), good)
-    return FrameSet(len(frames), mean, good, scatter)
+    return FrameSet(len(frames), mean, good, clean, scatter)
 
 
 def good_pixels(frames: np.ndarray, saturation: float | None) -> np.ndarray | None:

@@ -35,7 +35,7 @@ class Camera:
     adu_per_photon: float
     read_variance: float
 
-    def lit(self, flat: np.ndarray, n: int) -> np.ndarray:
+    def lit(self, flat: np.ndarray, n: float) -> np.ndarray:
         """Return where a mean flat of n frames is surely above the dark, (row, col) bool."""
         above = flat - self.dark
         variance = (self.adu_per_photon * np.maximum(above, 0) + self.read_variance) / n
@@ -45,11 +45,14 @@ class Camera:
 
 @dataclass(frozen=True)
 class Flat:
-    """Mean flat of ``n`` frames, (row, col) float32, and where it can be used, (row, col) bool."""
+    """Mean flat of ``n`` frames, (row, col) float32, and where it can be used, (row, col) bool.
+
+    ``n`` is the number of frames of the images' exposure that would say as much; it need not be whole.
+    """
 
     mean: np.ndarray
     good: np.ndarray
-    n: int
+    n: float
 
 
 def transmission(

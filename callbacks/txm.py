@@ -1,31 +1,37 @@
-"""An energy stack of a transmission microscope, assembled frame by frame."""
+"""Energy stacks of a transmission microscope, assembled frame by frame."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from inscan.callbacks.energy_stack import StackArrays, Stream
-from inscan.callbacks.lines import EmissionLine
-from inscan.callbacks.profile import BeamlineProfile, start_value
+from inscan.callbacks.energy_stack import StackArrays
+from inscan.callbacks.profile import BeamlineProfile
 from inscan.callbacks.references import Reference
 from inscan.callbacks.run_meta import run_meta
-from inscan.callbacks.units import scale
-from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update, from_stream
+from inscan.callbacks.txm_beams import BEAM_REMARKS, Beams
+from inscan.callbacks.txm_edge import find_edge
+from inscan.callbacks.txm_optics import PixelSize
+from inscan.callbacks.txm_plan import StackPlan
+from inscan.callbacks.txm_readback import Readback
+from inscan.callbacks.txm_streams import CameraStreams
+from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update
 
 __all__ = ["EnergyStack"]
 
-_MOST_ENERGIES = 1 << 16
+# Bytes per energy and pixel of a stack: frames, transmission, variance and the mask; and per flat.
+_BYTES, _FLAT_BYTES = 13, 8
 
 
 class EnergyStack:
-    """The stack of one run; the target of a `RunAssembler`.
+    """The stack of one run, or one of each position and repeat; the target of a `RunAssembler`.
 
     See `StackArrays` for the arrays of its updates. Dark, flat and primary frames may come in any
     order; nothing is emitted before there is one of each, because without them there is no
-    transmission.
+    transmission. Rows of a stack are the planned energies in rising order, each once.
 
     Parameters
     ----------
@@ -35,7 +41,7 @@ class EnergyStack:
     Raises
     ------
     NotUnderstood
-        The start document lists no energies.
+        The start document lists no energies, or several angles.
     """
 
     def __init__(
@@ -48,170 +54,126 @@ class EnergyStack:
         self._txm = profile.txm
         self._allocate = allocate
         self._notes = notes
-        self._energies = self._planned(start)
-        spacing = np.diff(np.unique(self._energies))
-        # Half a step apart is another energy; a single energy leaves 0.5 eV.
-        self._tolerance = 0.5 * float(spacing.min()) if spacing.size else 0.5
-        self._streams: dict[str, Stream] = {
-            profile.txm.streams.primary: "primary",
-            profile.txm.streams.dark: "dark",
-            profile.txm.streams.flat: "flat",
-        }
-        self._declared: dict[str, tuple[int, ...]] = {}
-        self._factors: dict[str, float] = {}
-        self._external: set[str] = set()
-        self._read = np.full(self._energies.size, np.nan)
+        self._plan = StackPlan.from_start(start, profile.txm)
+        planned = self._plan.planned_ev
+        self._edge = find_edge(start, profile.txm, planned.min(), planned.max(), notes)
+        again = planned.size - self._plan.energies_ev.size
+        notes.set("energies that are planned again: their images are averaged", again)
+        self._streams = CameraStreams(start, profile.txm, planned, notes)
+        self._pixel = PixelSize(profile.txm, notes)
+        self._readback = Readback(self._plan, profile.txm, notes)
         self._taken: dict[tuple[str, int], float] = {}
-        self._arrays: StackArrays | None = None
+        self._stacks: list[StackArrays] = []
+        self._beams: list[Beams] = []
         self._standards: list[Reference] | None = None
+        self._placed: set[int] = set()
         self._snapshots = 0
+        self._shown: dict[int, int] = {}
 
     def wants(self, stream: str) -> bool:
-        return stream in self._streams
+        return stream in self._streams.kinds or self._pixel.wants(stream)
 
     def describe(self, stream: str, descriptor: Mapping[str, Any]) -> None:
-        txm, data_keys = self._txm, descriptor["data_keys"]
-        if txm.image not in data_keys:
-            raise NotUnderstood(
-                f"stream {stream!r} has no {txm.image!r}; it has {', '.join(sorted(data_keys))}"
-            )
-        declared = tuple(int(n) for n in data_keys[txm.image]["shape"])
-        size = declared[-2:]
-        if (
-            not 2 <= len(declared) <= 4
-            or min(declared) < 1
-            or len(declared) == 4 != declared[0] + 3
-        ):
-            raise NotUnderstood(
-                f"{txm.image} in stream {stream!r} declares shape {declared}; expected"
-                f" (frame, y, x)"
-            )
-        if self._arrays is None:
-            self._arrays = StackArrays(
-                self._energies.size,
-                (size[0], size[1]),
-                txm.adu_per_photon,
-                txm.saturation,
-                self._allocate,
-                self._notes,
-            )
-        elif size != self._arrays.size:
-            raise NotUnderstood(
-                f"{txm.image} in stream {stream!r} is {size}, in an earlier one {self._arrays.size}"
-            )
-        self._declared[stream] = declared
-        if from_stream(data_keys[txm.image]):
-            self._external.add(stream)
-        if txm.energy is not None and txm.energy in data_keys:
-            units = data_keys[txm.energy].get("units") or txm.energies_units
-            try:
-                self._factors[stream] = scale(units, "eV")
-            except ValueError as error:
-                self._notes.add(f"{txm.energy} of stream {stream} is not used", str(error))
+        if self._pixel.wants(stream):
+            self._pixel.describe(descriptor)
+        if stream in self._streams.kinds:
+            size = self._streams.describe(stream, descriptor)
+            if not self._stacks:
+                self._begin(size)
 
     def external_shape(self, stream: str, data_key: str) -> tuple[int, ...] | None:
-        if data_key != self._txm.image or stream not in self._external:
-            return None
-        return self._declared[stream]
+        return self._streams.external_shape(stream, data_key)
 
     def array_keys(self, stream: str) -> Mapping[str, tuple[int, ...]]:
-        if stream in self._external or stream not in self._declared:
-            return {}
-        return {self._txm.image: self._declared[stream]}
+        return self._streams.array_keys(stream)
 
     def event(self, stream: str, seq_num: int, taken: float, data: Mapping[str, Any]) -> None:
-        if self._arrays is None:
-            return
         if isinstance(seq_num, bool) or int(seq_num) != seq_num or seq_num < 1:
             raise ValueError(f"seq_num {seq_num!r}: expected 1 or more")
         seq_num = int(seq_num)
-        kind = self._streams[stream]
-        if kind == "primary" and seq_num > self._energies.size:
-            self._notes.add(f"events beyond the {self._energies.size} planned energies left out")
+        if self._pixel.wants(stream):
+            self._pixel.event(seq_num, data)
+        kind = self._streams.kinds.get(stream)
+        if kind is None or not self._stacks:
+            return
+        if kind == "primary" and self._beyond(seq_num, "events"):
             return
         if self._taken.get((kind, seq_num), -np.inf) >= taken:
             return
-        if stream not in self._external:
-            frames = np.asarray(data[self._txm.image])
-            if frames.shape != self._declared[stream] or frames.dtype.kind not in "uif":
-                raise ValueError(
-                    f"event {seq_num}: {self._txm.image} has shape {frames.shape} of {frames.dtype},"
-                    f" the descriptor declares numbers of shape {self._declared[stream]}"
-                )
-            self._arrays.place(kind, seq_num, frames.reshape(-1, *self._arrays.size))
-        if stream in self._factors and self._txm.energy is not None:
-            energy = float(data[self._txm.energy]) * self._factors[stream]
-            if not np.isfinite(energy):
-                self._notes.add(f"{self._txm.energy} is not finite: the planned energy is believed")
-            elif kind == "primary":
-                self._read[seq_num - 1] = energy
-            elif kind == "flat":
-                self._arrays.flat_energy(seq_num, energy)
+        frames = self._streams.frames(stream, seq_num, data)
+        if frames is not None:
+            self._place(kind, seq_num, frames)
+        energy = self._streams.energy(stream, data, self._planned_at(kind, seq_num))
+        if kind == "primary":
+            self._readback.places(seq_num, data)
+            if energy is not None:
+                self._readback.energy(seq_num, energy)
+        elif kind == "flat" and energy is not None:
+            repeat, own = self._plan.flat(seq_num)
+            self._beams[repeat].flat_energy(own, energy)
         self._taken[kind, seq_num] = float(taken)
 
     def rows(self, stream: str, data_key: str, first_seq: int, block: np.ndarray) -> None:
-        if self._arrays is None:
+        kind = self._streams.kinds.get(stream)
+        if kind is None or not self._stacks:
             return
-        kind = self._streams[stream]
         for seq_num, frames in enumerate(block, start=first_seq):
-            if kind == "primary" and not 1 <= seq_num <= self._energies.size:
-                self._notes.add(f"rows beyond the {self._energies.size} planned energies left out")
+            if seq_num < 1 or (kind == "primary" and self._beyond(seq_num, "rows")):
                 continue
-            self._arrays.place(kind, seq_num, frames.reshape(-1, *self._arrays.size))
+            self._place(kind, seq_num, frames.reshape(-1, *frames.shape[-2:]))
         if kind == "primary":
-            self._arrays.normalise(self._energies, self._tolerance, early=True)
+            for stack in {self._plan.image(seq)[0] for seq in self._placed_in(first_seq, block)}:
+                self._stacks[stack].normalise(self._beams_of(stack), early=True)
 
     def snapshot_due(self) -> bool:
         every = self._profile.method.snapshot_rows
-        if self._arrays is None or not every or not self._arrays.can_normalise:
+        if not every or not any(beams.ready for beams in self._beams):
             return False
-        done = self._arrays.n_primary
+        done = len(self._placed) // self._plan.positions
+        planned = self._plan.planned_ev.size * self._plan.repeats
         # A snapshot of the last energy would be superseded by the final at once.
-        if done // every <= self._snapshots or done >= self._energies.size:
+        if done // every <= self._snapshots or done >= planned:
             return False
         self._snapshots = done // every
         return True
 
     def updates(self, final: tuple[str, str] | None) -> list[Update]:
-        return [self._update(final)]
-
-    def _update(self, final: tuple[str, str] | None) -> Update:
         status, reason = final or ("running", "")
-        if self._arrays is None or not self._arrays.can_normalise or not self._arrays.n_primary:
-            missing = self._arrays.missing() if self._arrays else "dark, flat and primary"
-            return self.rejected(
-                f"the run ended ({status}{': ' + reason if reason else ''}) without {missing}"
-                f" frames: there is no transmission"
-            )
-        energies = self._energies_ev()
-        # Flats belong to planned energies: which, must not depend on what has been read back so far.
-        arrays = self._arrays.take(self._energies, self._tolerance, final=final is not None)
-        measured = self._arrays.done
-        if final is not None and not measured.any():
-            return self.rejected(f"the run ended ({status}) without a measured pixel")
-        off = np.abs(energies - self._energies) > self._tolerance
-        self._notes.set(
-            "energies that were reached more than half a step from the plan; those read back are"
-            " reported",
-            int(off.sum()),
-        )
-        meta = self._meta() | {
-            "energies_ev": energies.tolist(),
-            "references": self._references(energies),
-            "rows_done": int(measured.sum()),
-            "complete": status == "success" and bool(measured.all()),
-            "exit_status": status,
-            "reason": reason,
-            "adu_per_photon": self._arrays.adu_per_photon,
-            "read_noise_adu": self._arrays.read_noise_adu,
-            "warnings": self._notes.lines(),
+        misfit = self._readback.misfit()
+        if misfit is not None:
+            return [] if final is None else [self.rejected(misfit)]
+        for beams in self._beams:
+            beams.expose(self._streams.flat_exposure())
+        stacks = [
+            k
+            for k, stack in enumerate(self._stacks)
+            if stack.n_energies and self._beams_of(k).ready
+        ]
+        if final is not None and not stacks:
+            end = f"{status}{': ' + reason if reason else ''}"
+            return [
+                self.rejected(
+                    f"the run ended ({end}) without {self._missing()} frames: there is no"
+                    f" transmission"
+                )
+            ]
+        if final is None:
+            changed = [k for k in stacks if self._stacks[k].n_energies != self._shown.get(k)]
+            self._shown |= {k: self._stacks[k].n_energies for k in changed}
+            stacks = changed
+        # Warnings are of the run: all of it is computed before the first update is made.
+        arrays = {
+            k: self._stacks[k].take(self._beams_of(k), final=final is not None) for k in stacks
         }
-        kind = "snapshot" if final is None else "final"
-        return Update(kind, self._start["uid"], self._txm.streams.primary, meta, arrays)
+        stacks = [k for k in stacks if self._stacks[k].done.any()] if final else stacks
+        if final is not None and not stacks:
+            return [self.rejected(f"the run ended ({status}) without a measured pixel")]
+        self._remark(len(stacks) if final else None)
+        return [self._update(k, arrays[k], final) for k in stacks]
 
     def rejected(self, reason: str) -> Update:
-        meta = self._meta() | {
-            "energies_ev": self._energies.tolist(),
+        meta = self._meta(0) | {
+            "energies_ev": self._plan.energies_ev.tolist(),
             "rows_done": 0,
             "complete": False,
             "exit_status": "rejected",
@@ -220,25 +182,113 @@ class EnergyStack:
         }
         return Update("rejected", self._start["uid"], self._txm.streams.primary, meta, {})
 
-    def _planned(self, start: Mapping[str, Any]) -> np.ndarray:
-        path = self._txm.energies
-        planned = start_value(start, path)
-        if isinstance(planned, str) or not isinstance(planned, Sequence | np.ndarray):
+    def _begin(self, size: tuple[int, int]) -> None:
+        plan, txm = self._plan, self._txm
+        pixels = plan.energies_ev.size * math.prod(size)
+        needed = _BYTES * pixels * plan.n_stacks + _FLAT_BYTES * pixels * plan.repeats
+        if needed > txm.max_bytes:
             raise NotUnderstood(
-                f"run {start['uid'][:8]}: start.{path} = {planned!r:.60}; expected a list of energies"
+                f"{plan.words()} of {size[0]} x {size[1]} pixels take {needed} bytes,"
+                f" {txm.max_bytes} are allowed: raise txm.max_bytes"
             )
-        try:
-            energies = np.array(planned, np.float64) * scale(self._txm.energies_units, "eV")
-        except (TypeError, ValueError) as error:
-            raise NotUnderstood(f"start.{path}: every energy must be a number: {error}") from error
-        if energies.ndim != 1 or not 1 <= energies.size <= _MOST_ENERGIES:
-            raise NotUnderstood(f"start.{path}: expected 1 to {_MOST_ENERGIES} energies in a list")
-        if not (np.isfinite(energies) & (energies > 0)).all():
-            raise NotUnderstood(f"start.{path}: every energy must be finite and above zero")
-        return energies
+        self._beams = [
+            Beams(
+                plan.planned_ev,
+                plan.energies_ev,
+                plan.tolerance_ev,
+                size,
+                txm.adu_per_photon,
+                txm.saturation,
+                self._allocate,
+                _suffix(repeat),
+            )
+            for repeat in range(plan.repeats)
+        ]
+        self._stacks = [
+            StackArrays(plan.parts, size, txm.saturation, self._allocate, _suffix(stack))
+            for stack in range(plan.n_stacks)
+        ]
 
-    def _energies_ev(self) -> np.ndarray:
-        return np.where(np.isfinite(self._read), self._read, self._energies)
+    def _beyond(self, seq_num: int, what: str) -> bool:
+        """Note how many images came; return whether this one is none of the plan's."""
+        self._readback.beyond = max(self._readback.beyond, seq_num)
+        if seq_num <= self._plan.n_images:
+            return False
+        self._notes.add(f"{what} beyond the {self._plan.n_images} planned images left out")
+        return True
+
+    def _planned_at(self, kind: str, seq_num: int) -> float | None:
+        """The planned energy of an image, None where the plan does not say."""
+        if kind != "primary":
+            return None
+        return float(self._plan.planned_ev[self._plan.image(seq_num)[1]])
+
+    def _place(self, kind: str, seq_num: int, frames: np.ndarray) -> None:
+        plan, kept = self._plan, True
+        if kind == "primary":
+            stack, energy = plan.image(seq_num)
+            self._stacks[stack].place(int(plan.row_of[energy]), int(plan.part_of[energy]), frames)
+            self._placed.add(seq_num)
+        elif kind == "dark":
+            kept = all(beams.place_dark(seq_num, frames) for beams in self._beams)
+        else:
+            repeat, own = plan.flat(seq_num)
+            kept = self._beams[repeat].place_flat(own, frames)
+        if not kept:
+            self._notes.add(f"{kind}s beyond the number of energies left out")
+
+    def _placed_in(self, first_seq: int, block: np.ndarray) -> list[int]:
+        return [s for s in range(first_seq, first_seq + len(block)) if s in self._placed]
+
+    def _beams_of(self, stack: int) -> Beams:
+        """Darks and flats of a stack's repeat; where it has no flats, of the nearest that has."""
+        own = stack // self._plan.positions
+        lit = [repeat for repeat, beams in enumerate(self._beams) if beams.has_flats]
+        return self._beams[min(lit, key=lambda repeat: abs(repeat - own), default=own)]
+
+    def _missing(self) -> str:
+        """Return which kinds of frames are not there, in words."""
+        have = {
+            "dark": any(beams.has_darks for beams in self._beams),
+            "flat": any(beams.has_flats for beams in self._beams),
+            "primary": bool(self._placed),
+        }
+        return " and ".join(kind for kind, there in have.items() if not there)
+
+    def _remark(self, n_final: int | None) -> None:
+        """State what is to be said of all stacks together."""
+        notes, plan = self._notes, self._plan
+        bad = sum(stack.bad for stack in self._stacks)
+        # Darks are the same in all repeats.
+        bad += sum(b.bad_flats for b in self._beams) + self._beams[0].bad_darks
+        notes.set(_BAD, bad)
+        for text in BEAM_REMARKS:
+            notes.set(text, max(beams.remarks.get(text, 0) for beams in self._beams))
+        notes.set(_STRAY, self._readback.strays())
+        alone = sum(not beams.has_flats for beams in self._beams) if n_final is not None else 0
+        notes.set("repeats without flats of their own: those of the nearest are used", alone)
+        left = plan.n_stacks - n_final if n_final is not None else 0
+        notes.set("positions or repeats of which nothing was measured have no stack", left)
+
+    def _update(
+        self, stack: int, arrays: dict[str, np.ndarray], final: tuple[str, str] | None
+    ) -> Update:
+        status, reason = final or ("running", "")
+        energies, measured = self._readback.energies(stack), self._stacks[stack].done
+        beams = self._beams_of(stack)
+        meta = self._meta(stack) | {
+            "energies_ev": energies.tolist(),
+            "references": self._references(energies),
+            "rows_done": int(measured.sum()),
+            "complete": status == "success" and bool(measured.all()),
+            "exit_status": status,
+            "reason": reason,
+            "adu_per_photon": beams.adu_per_photon,
+            "read_noise_adu": beams.read_noise_adu,
+        }
+        meta["warnings"] = self._notes.lines()
+        kind = "snapshot" if final is None else "final"
+        return Update(kind, self._start["uid"], meta["stream"], meta, arrays)
 
     def _references(self, energies: np.ndarray) -> list[dict[str, Any]]:
         found = []
@@ -248,7 +298,7 @@ class EnergyStack:
             try:
                 values = reference.at(energies)
             except ValueError as error:
-                self._notes.add("standards that do not cover the run are left out", str(error))
+                self._notes.set(f"standards that do not cover the run are left out ({error})", 1)
                 continue
             found.append(
                 {
@@ -266,17 +316,41 @@ class EnergyStack:
             self._notes.add("no standards, no chemical map", str(error))
             return []
 
-    def _meta(self) -> dict[str, Any]:
-        size = self._arrays.size if self._arrays else None
-        return run_meta(self._start, self._profile, self._txm.streams.primary) | {
-            "units": "1",
-            "quantity": "transmission",
-            "source": self._txm.image,
-            "geometry": None,
-            "shape": None if size is None else [self._energies.size, *size],
-            "pixel_size_um": self._txm.pixel_size_um,
-            "edge": self._txm.edge,
-            "edge_ev": EmissionLine.parse(self._txm.edge).edge_ev,
-            "incident_energy_ev": None,
-            "i0_reference": None,
-        }
+    def _meta(self, stack: int) -> dict[str, Any]:
+        plan = self._plan
+        size = self._stacks[0].size if self._stacks else None
+        repeat, position = divmod(stack, plan.positions)
+        stream = plan.stream(self._txm.streams.primary, stack)
+        return (
+            run_meta(self._start, self._profile, stream)
+            | {
+                "units": "1",
+                "quantity": "transmission",
+                "source": self._txm.image,
+                "geometry": None,
+                "shape": None if size is None else [plan.energies_ev.size, *size],
+                "edge": None if self._edge is None else self._edge.name,
+                "edge_ev": None if self._edge is None else self._edge.edge_ev,
+                "incident_energy_ev": None,
+                "i0_reference": None,
+                "position": {
+                    "number": position + 1,
+                    "of": plan.positions,
+                    "repeat": repeat + 1,
+                    "repeats": plan.repeats,
+                    "motors": self._readback.position(stack),
+                },
+            }
+            | self._pixel.meta()
+        )
+
+
+def _suffix(index: int) -> str:
+    """Of the names of arrays: none for the first, so that one stack has plain names."""
+    return f".{index + 1}" if index else ""
+
+
+_BAD = "frames with pixels that are saturated, negative or not finite: masked"
+_STRAY = (
+    "energies that were reached more than half a step from the plan; those read back are reported"
+)

@@ -251,7 +251,7 @@ def test_one_flat_per_energy(tmp_path):
 
 @pytest.mark.parametrize(("n_flat", "kept"), [(1, None), (3, [0, 1, 2]), (4, [0, 2, 3])])
 def test_several_flats_come_apart_at_the_end(tmp_path, monkeypatch, n_flat, kept):
-    monkeypatch.setattr("inscan.callbacks.energy_stack._MOST_FLATS", 3)
+    monkeypatch.setattr("inscan.callbacks.txm_beams._MOST_FLATS", 3)
     run = Stack(tmp_path, n_flat=n_flat)
     updates = run.assemble()
     assert all("flats" not in update.arrays for update in updates[:-1])
@@ -284,7 +284,7 @@ def test_flats_at_some_energies_are_interpolated_and_said(tmp_path):
     np.testing.assert_allclose(
         update.arrays["flat_per_energy"], [flat[0], (flat[0] + flat[1]) / 2, flat[1]], rtol=1e-4
     )
-    assert update.meta["warnings"] == ["energies without a flat of their own: interpolated"]
+    assert update.meta["warnings"] == ["energies without a flat of their own: interpolated, or the nearest"]
 
 
 def test_snapshots_once_there_is_a_transmission(tmp_path):
