@@ -25,14 +25,34 @@ class Connection:
 
     Made by `connect`. ``RE.subscribe(connection)`` is all that a beamline does with it.
 
+    Parameters
+    ----------
+    state_dir : Path
+        Folder in which a running service says where it is.
+    address, profile_address : str, optional
+        Where the service is, as the user or the profile says.
+    log_dir : Path, optional
+        Folder of the documents' logs; by default ``log`` in ``state_dir``.
+    resume : bool
+        Go on with runs that an earlier process left without a stop in ``log_dir``, for processes
+        that come back to a source in the middle of a run. The folder must be this process's alone.
+
     Attributes
     ----------
     defects : int
         Documents that could not even be looked at; the first is in the log of this program.
+    resumed : int
+        Runs of an earlier process that go on.
     """
 
     def __init__(
-        self, state_dir: Path, *, address: str | None = None, profile_address: str | None = None
+        self,
+        state_dir: Path,
+        *,
+        address: str | None = None,
+        profile_address: str | None = None,
+        log_dir: Path | None = None,
+        resume: bool = False,
     ) -> None:
         self.state_dir = state_dir
         self.defects = 0
@@ -41,7 +61,8 @@ class Connection:
         self._guard = threading.Lock()
         self._futures: OrderedDict[str, Future[dict[str, Any]]] = OrderedDict()
         self._snapshots: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._log = DocumentLog(state_dir / "log")
+        self._log = DocumentLog(log_dir or state_dir / "log")
+        self.resumed = self._log.resume() if resume else 0
         self._shipper = Shipper(
             self._log,
             lambda: locate(state_dir, explicit=address, profile=profile_address),
@@ -78,6 +99,19 @@ class Connection:
     def lost(self) -> int:
         """Documents that could not be written; each is a marked gap in its run's log."""
         return self._log.lost
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Documents that are in no log for other reasons: of no known run, or known already."""
+        counts = {"unrouted": self._log.unrouted, "repeated": self._log.repeated}
+        return {name: count for name, count in counts.items() if count}
+
+    def end_quiet(self, seconds: float) -> list[str]:
+        """End runs of which nothing came for so long; see `DocumentLog.end_quiet`."""
+        ended = self._log.end_quiet(seconds)
+        if ended:
+            self._shipper.wake()
+        return ended
 
     def future(self, run_uid: str) -> "Future[dict[str, Any]]":
         """Outcome of a run, as soon as the service has one.

@@ -7,18 +7,20 @@ kept in memory meanwhile, because without them nothing of the run could be read 
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inscan.callbacks.log_file import LogFile
+from inscan.callbacks.log_file import SUFFIX, LogFile
 from inscan.callbacks.routes import Routes
-from inscan.callbacks.wire import Buffer, WireError, pack_parts, plain
+from inscan.callbacks.wire import Buffer, WireError, pack_parts, plain, unpack
 
 logger = logging.getLogger(__name__)
 
 _MAX_KEPT = 1000  # documents kept in memory, a run, while its log cannot be written
+_MAX_OPEN = 1000  # runs; a source that never sends a stop must not fill the memory
 _BULK = ("event", "event_page")
 
 
@@ -30,6 +32,8 @@ class _Run:
     kept: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     warned: bool = False
     over: bool = False
+    elsewhere: bool = False  # another process has the log of this run
+    heard: float = field(default_factory=time.monotonic)
 
 
 class DocumentLog:
@@ -45,7 +49,10 @@ class DocumentLog:
     written, lost : int
         Documents in log files, and documents that are in none.
     unrouted : int
-        Documents of no open run, such as those of a run that started before the subscription.
+        Documents of no known run, such as events of a run whose descriptors came before the
+        subscription.
+    repeated : int
+        Documents of runs that are over, or that another process records.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -53,6 +60,7 @@ class DocumentLog:
         self.written = 0
         self.lost = 0
         self.unrouted = 0
+        self.repeated = 0
         self._routes = Routes()
         self._runs: dict[str, _Run] = {}
         self._fresh: list[LogFile] = []
@@ -68,18 +76,89 @@ class DocumentLog:
         with self._lock:
             runs = self._routes.of(name, doc)
             if not runs:
-                self.unrouted += 1
+                if self._routes.over(name, doc):
+                    self.repeated += 1
+                else:
+                    self.unrouted += 1
                 return
-            if name == "start":
-                self._runs[doc["uid"]] = _Run()
             parts = self._encode(name, doc)
             for uid in runs:
-                run = self._runs[uid]
+                run = self._runs.get(uid) or self._begin(uid)
+                run.heard = time.monotonic()
                 self._write(uid, run, name, doc, parts)
                 if name == "stop":
-                    self._routes.close(uid)
-                    run.over = True
-                    self._settle(uid, run)
+                    self._end(uid, run)
+
+    def resume(self) -> int:
+        """Go on with the runs that an earlier process of the same source was recording.
+
+        Their logs are read to learn what belongs to them; those with a stop are left to be sent.
+
+        Returns
+        -------
+        int
+            Runs that go on.
+        """
+        found = 0
+        with self._lock:
+            for path in sorted(self.directory.glob(f"*{SUFFIX}")):
+                try:
+                    log = LogFile.reopen(path)
+                except OSError as error:
+                    logger.warning("inscan: %s; it is not continued", error)
+                    continue
+                if log is None:
+                    continue
+                if self._learn(log):
+                    self._runs[log.run_uid] = _Run(log)
+                    self._fresh.append(log)
+                    found += 1
+                else:
+                    self._routes.close(log.run_uid)
+                    log.close()
+        return found
+
+    def _learn(self, log: LogFile) -> bool:
+        """Route everything in a log; False when its run is over."""
+        offset, over = 0, False
+        while (record := log.read(offset)) is not None:
+            offset = record.next
+            try:
+                name, doc = unpack(record.payload)
+                over = over or name == "stop"
+                self._routes.of(name, doc)
+            except (WireError, ValueError, TypeError, KeyError, AttributeError) as error:
+                logger.warning("inscan: %s at byte %d: %s", log.path, record.offset, error)
+        return not over
+
+    def end_quiet(self, seconds: float) -> list[str]:
+        """End the logs of runs of which nothing came for so long: their stop is not to be expected.
+
+        Returns
+        -------
+        list of str
+            Uids of these runs.
+        """
+        oldest = time.monotonic() - seconds
+        with self._lock:
+            quiet = [uid for uid, run in self._runs.items() if run.heard < oldest and not run.over]
+            for uid in quiet:
+                self._end(uid, self._runs[uid])
+        return quiet
+
+    def _begin(self, uid: str) -> _Run:
+        if len(self._runs) >= _MAX_OPEN:
+            oldest = min(self._runs, key=lambda known: self._runs[known].heard)
+            logger.warning("inscan: %d runs are open; run %s is ended", _MAX_OPEN, oldest)
+            self._runs[oldest].kept.clear()
+            self._end(oldest, self._runs[oldest])
+        run = self._runs[uid] = _Run()
+        return run
+
+    def _end(self, uid: str, run: _Run) -> None:
+        self._routes.close(uid)
+        run.over = True
+        self._settle(uid, run)
 
     def mend(self) -> None:
         """Write what is kept in memory, if that is possible again."""
@@ -121,12 +200,23 @@ class DocumentLog:
     def _write(
         self, uid: str, run: _Run, name: str, doc: Mapping[str, Any], parts: list[Buffer]
     ) -> None:
+        if run.elsewhere:
+            self.repeated += 1
+            return
         try:
             if run.log is None or run.lost:
                 self._catch_up(uid, run)
             assert run.log is not None
             run.log.append(parts)
             self.written += 1
+        except FileExistsError:
+            run.elsewhere = True
+            self.repeated += 1
+            logger.warning(
+                "inscan: run %s has a log in %s already; it is not recorded twice",
+                uid,
+                self.directory,
+            )
         except OSError as error:
             run.lost += 1
             run.reason = str(error)

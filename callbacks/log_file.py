@@ -136,6 +136,37 @@ class LogFile:
             )
         return log
 
+    @classmethod
+    def reopen(cls, path: Path) -> "LogFile | None":
+        """Own a log that nobody owns and go on writing to it, behind its last whole record.
+
+        Returns
+        -------
+        LogFile or None
+            None if somebody owns it or it has just been deleted.
+
+        Raises
+        ------
+        LogError
+            If it is no document log, or damaged.
+        """
+        log = cls.adopt(path)
+        if log is None:
+            return None
+        try:
+            offset = 0
+            while (record := log.read(offset)) is not None:
+                offset = record.next
+            os.ftruncate(log._fd, offset)  # a torn record was never sent
+            log._size = offset
+            flags = fcntl.fcntl(log._fd, fcntl.F_GETFL)
+            fcntl.fcntl(log._fd, fcntl.F_SETFL, flags | os.O_APPEND)
+        except BaseException:
+            log.close()
+            raise
+        log.live = True
+        return log
+
     @property
     def size(self) -> int:
         """Bytes of whole records."""

@@ -5,6 +5,7 @@ import os
 import pickle  # noqa: TID251 - to make what must not be read
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import msgpack_numpy  # noqa: TID251 - the encoder other programs use; only its decoder is dangerous
@@ -35,7 +36,7 @@ EVENT = {
 }
 
 
-def numpy_packed(value):
+def numpy_packed(value: Any) -> Any:
     return msgpack.packb(value, default=msgpack_numpy.encode)
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inscan.callbacks import document_log
 from inscan.callbacks.document_log import DocumentLog
 from inscan.callbacks.log_file import LogError, LogFile, file_name
 from inscan.callbacks.routes import Routes
@@ -244,12 +245,104 @@ def test_every_document_is_recorded_in_its_run(tmp_path):
     assert log.take_new() == []
 
 
-def test_documents_of_no_open_run_are_counted(tmp_path):
+@pytest.mark.parametrize("first", ["descriptor", "resource", "stream_resource", "stop"])
+def test_a_run_joined_late_is_recorded_from_the_first_document_that_names_it(tmp_path, first):
     log = DocumentLog(tmp_path)
     docs = documents()
-    for name, doc in docs[1:]:
+    known = [item for item in docs if item[0] == first][0]
+    after = docs[docs.index(known) :]
+    log.append("event", {"descriptor": "of an unknown run"})
+    assert log.unrouted == 1 and list(tmp_path.iterdir()) == []
+    for name, doc in after:
         log.append(name, doc)
-    assert log.unrouted == len(docs) - 1 and list(tmp_path.iterdir()) == []
+    close(log)
+    recorded = stored(tmp_path, docs[0][1]["uid"])
+    assert recorded[0] == plain([known])[0] and recorded[-1][0] == "stop"
+    assert len(recorded) + log.unrouted - 1 == len(after)
+
+
+def test_a_source_that_repeats_itself_opens_nothing_again(tmp_path):
+    log = DocumentLog(tmp_path)
+    docs = documents()
+    for name, doc in [*docs[:3], *docs[:-1], docs[-1], docs[-1], *docs]:
+        log.append(name, doc)
+    (file,) = log.take_new()
+    file.close()
+    recorded = stored(tmp_path, docs[0][1]["uid"])
+    assert recorded == plain([*docs[:3], *docs])
+    # start, descriptor, two resources and the stop say that their run is over; the others are nobody's.
+    assert (log.repeated, log.unrouted) == (6, len(docs) - 5)
+
+
+def test_a_run_that_another_process_records_is_left_to_it(tmp_path, caplog):
+    docs = documents()
+    first, second = DocumentLog(tmp_path), DocumentLog(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        for name, doc in docs:
+            first.append(name, doc)
+            second.append(name, doc)
+    assert second.take_new() == [] and (second.lost, second.repeated) == (0, len(docs))
+    assert len([r for r in caplog.records if "not recorded twice" in r.message]) == 1
+    assert not second.waiting
+    close(first)
+
+
+@pytest.mark.parametrize("torn", [0, 7])
+def test_a_process_that_comes_back_goes_on_with_its_runs(tmp_path, torn):
+    done, half = documents(uid="done"), documents(uid="half")
+    log = DocumentLog(tmp_path)
+    middle = len(half) // 2
+    for name, doc in [*done, *half[:middle]]:
+        log.append(name, doc)
+    close(log)
+    path = tmp_path / file_name("half")
+    os.truncate(path, path.stat().st_size - torn)
+
+    again = DocumentLog(tmp_path)
+    assert again.resume() == 1
+    (file,) = again.take_new()
+    assert file.live and file.run_uid == "half"
+    for name, doc in [*done, *half[middle - (torn > 0) :]]:
+        again.append(name, doc)
+    assert not file.live and again.repeated == 5 and again.take_new() == []
+    file.close()
+    assert stored(tmp_path, "half") == plain(half)
+    assert stored(tmp_path, "done") == plain(done)
+
+
+def test_what_is_damaged_or_owned_is_not_continued(tmp_path, caplog):
+    owner = DocumentLog(tmp_path)
+    owner.append(*documents(uid="owned")[0])
+    (tmp_path / "text.log").write_text("hello" * 100)
+    with caplog.at_level(logging.WARNING):
+        assert DocumentLog(tmp_path).resume() == 0
+    assert "text.log" in caplog.text and (tmp_path / "text.log").exists()
+    close(owner)
+
+
+def test_a_run_that_stays_quiet_is_ended(tmp_path):
+    log = DocumentLog(tmp_path)
+    docs = documents()
+    for name, doc in docs[:5]:
+        log.append(name, doc)
+    assert log.end_quiet(60.0) == []
+    assert log.end_quiet(0.0) == [docs[0][1]["uid"]]
+    (file,) = log.take_new()
+    assert not file.live
+    log.append(*docs[-1])
+    assert log.repeated == 1 and log.end_quiet(0.0) == []
+    file.close()
+
+
+def test_runs_that_never_stop_do_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(document_log, "_MAX_OPEN", 3)
+    log = DocumentLog(tmp_path)
+    for number in range(5):
+        log.append("start", {"uid": f"run{number}"})
+    files = log.take_new()
+    assert [file.live for file in files] == [False, False, True, True, True]
+    for file in files:
+        file.close()
 
 
 def test_values_that_are_not_plain_are_recorded_as_text_with_one_warning(tmp_path, caplog):
