@@ -4,7 +4,7 @@ Facts about Bluesky's own plans were read off documents of bluesky 1.15.1: ``gri
 shape, extents, snaking and motors, slow axis first; ``list_grid_scan`` writes min and max as extents
 and its lists as ``plan_pattern_args``; ``spiral_square`` writes shape and extents (y first) although
 its points come from the middle outwards, and motors x first; other spirals, ``scan_nd`` and scans
-of two motors together write no shape. ``rel_`` plans write extents from where the motors stood.
+of two motors together write no shape, and plans built on ``scan_nd`` may write a shape alone. ``rel_`` plans write extents from where the motors stood.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def read_start(start: Mapping[str, Any], keys: Geometry | None = None) -> Raster
     try:
         if keys.scan_input is not None and start_value(start, keys.scan_input) is not None:
             return _from_scan_input(start, keys)
-        if _says(start, keys.shape) and not _nonsequential(start):
+        if _says(start, keys.shape) and not _nonsequential(start) and _has_extents(start, keys):
             raster = _from_shape(start, keys)
             return _points(start, keys) if raster is None else raster
         return _points(start, keys)
@@ -121,6 +121,12 @@ def _says(start: Mapping[str, Any], path: str) -> bool:
     *parents, last = path.split(".")
     value = start_value(start, ".".join(parents)) if parents else start
     return isinstance(value, Mapping) and last in value
+
+
+def _has_extents(start: Mapping[str, Any], keys: Geometry) -> bool:
+    """Whether extents must be there. A plan that writes its shape alone does not say in what order its
+    rows are taken; where the profile says where extents stand, their absence is a mistake."""
+    return _says(start, keys.extents) or keys.extents != Geometry().extents
 
 
 def _nonsequential(start: Mapping[str, Any]) -> bool:
@@ -297,6 +303,9 @@ def _motors(start: Mapping[str, Any], keys: Geometry) -> tuple[str, str]:
                 )
             names.append(name)
         return names[0], names[1]
+    if start_value(start, keys.motors) is None and keys.slow_readback and keys.fast_readback:
+        # Flown by a box that records positions: the start document may name no motor at all.
+        return keys.slow_readback, keys.fast_readback
     motors = pair(start, keys.motors, "motors")
     if not all(isinstance(name, str) and name for name in motors):
         raise GeometryError(f"start.{keys.motors} = {motors!r:.80}: expected two names of motors")

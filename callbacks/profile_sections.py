@@ -107,7 +107,8 @@ class Geometry(Part):
     fast_units: str | None = None
     """Path of the fast motor's units in the start document. null, or nothing there: ``units``."""
     slow_readback: str | None = None
-    """Data key with the slow position of each pixel. null: the key named like the motor."""
+    """Data key with the slow position of each pixel. null: the key named like the motor. Both
+    readbacks name the axes of points when the start document names no motors."""
     fast_readback: str | None = None
     """Data key with the fast position of each pixel. null: the key named like the motor."""
     grid_step: tuple[Positive, Positive] | None = None

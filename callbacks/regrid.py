@@ -13,7 +13,7 @@ __all__ = ["Grid", "GridError", "choose_grid", "regrid_mean", "regrid_sum"]
 _PIXELS_PER_POINT = 16
 _ALWAYS_PIXELS = 1 << 16
 _MOST_PIXELS = 1 << 26
-# A lattice: centres lie on even spacing to a quarter of a step, and half of its places are taken.
+# A lattice: points lie on even spacing to a quarter of a step, and half of its places are taken.
 _EVEN = 0.25
 _FILLED = 0.5
 
@@ -173,7 +173,7 @@ def _even(values: np.ndarray) -> tuple[int, float, float] | None:
     step = (centres[-1] - centres[0]) / (len(centres) - 1)
     even = centres[0] + step * np.arange(len(centres))
     width = max(float(np.ptp(group)) for group in groups)
-    if np.abs(centres - even).max() > _EVEN * step or width > 2 * _EVEN * step:
+    if np.abs(centres - even).max() > _EVEN * step or width > _EVEN * step:
         return None
     return len(centres), float(centres[0]), float(step)
 
