@@ -7,6 +7,7 @@ A profile is one YAML file. Every key is described in its field's docstring, whi
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -44,6 +45,10 @@ __all__ = [
     "shipped_profiles",
     "start_value",
 ]
+
+
+# Of the text of a list in a start document: a few numbers, too few brackets to nest deeply.
+_LONGEST_LIST = 500
 
 
 class ProfileError(ValueError):
@@ -178,22 +183,43 @@ def agrees(wanted: Any, value: Any) -> bool:
 
 
 def start_value(start: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path of a start document, None where there is none."""
+    """Return the value at a dotted path of a start document, None where there is none.
+
+    A number in the path is the place in a list, from 0: ``scan.scan_input.6``; also in the text of
+    one, which some plans write.
+    """
     value: Any = start
     for part in path.split("."):
-        if not isinstance(value, Mapping) or part not in value:
+        if isinstance(value, str) and value.startswith("[") and len(value) <= _LONGEST_LIST:
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return None
+        if isinstance(value, list | tuple) and part.isascii() and part.isdigit():
+            if int(part) >= len(value):
+                return None
+            value = value[int(part)]
+        elif isinstance(value, Mapping) and part in value:
+            value = value[part]
+        else:
             return None
-        value = value[part]
     return value
 
 
 def shipped_profiles() -> dict[str, Path]:
-    """Return name and file of the profiles that come with inscan."""
+    """Return name and file of the profiles that come with inscan.
+
+    ``srx/profile.yaml`` is named ``srx``; a beamline's others, ``srx/step.yaml``, ``srx_step``.
+    """
     # A namespace of folders: the package has a file, its parent has none.
     import inscan.profiles
 
     (root,) = list(inscan.profiles.__path__)[:1]
-    return {path.parent.name: path for path in sorted(Path(root).glob("*/profile.yaml"))}
+    found = {}
+    for path in sorted(Path(root).glob("*/*.yaml")):
+        own = "" if path.stem == "profile" else f"_{path.stem}"
+        found[f"{path.parent.name}{own}"] = path
+    return found
 
 
 def load_profile(name_or_path: str | Path) -> BeamlineProfile:
