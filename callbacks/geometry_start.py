@@ -4,7 +4,8 @@ Facts about Bluesky's own plans were read off documents of bluesky 1.15.1: ``gri
 shape, extents, snaking and motors, slow axis first; ``list_grid_scan`` writes min and max as extents
 and its lists as ``plan_pattern_args``; ``spiral_square`` writes shape and extents (y first) although
 its points come from the middle outwards, and motors x first; other spirals, ``scan_nd`` and scans
-of two motors together write no shape, and plans built on ``scan_nd`` may write a shape alone. ``rel_`` plans write extents from where the motors stood.
+of two motors together write no shape, and plans built on ``scan_nd`` may write a shape alone.
+``rel_`` plans write extents from where the motors stood.
 """
 
 from __future__ import annotations

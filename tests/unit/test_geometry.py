@@ -1,6 +1,8 @@
 """Pixel, seq_num and motor position are one thing in three words."""
 
+import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inscan.callbacks.geometry import GeometryError, RegionOfInterest, ScanGeometry, region_from_box
+from inscan.callbacks.geometry_start import Raster, read_start
 from inscan.callbacks.profile_sections import Geometry
 
 coordinate = st.floats(-1e4, 1e4).map(lambda value: round(value, 3))
@@ -21,6 +24,13 @@ def geometries(draw):
         first = draw(coordinate)
         span = draw(st.floats(0.01, 1e3)) * draw(st.sampled_from([1, -1]))
         ends |= {f"{axis}_first": first, f"{axis}_last": first + span}
+        n = shape[axis == "fast"]
+        if n > 1 and draw(st.booleans()):
+            # Uneven: steps of a list differ by at most a factor of four.
+            steps = np.array(draw(st.lists(st.floats(1, 4), min_size=n - 1, max_size=n - 1)))
+            centres = first + span * np.concatenate([[0], np.cumsum(steps)]) / steps.sum()
+            ends[f"{axis}_centres"] = tuple(centres.tolist())
+            ends[f"{axis}_last"] = float(centres[-1])
     return ScanGeometry(shape, "slow", "fast", "um", "um", snaking=draw(st.booleans()), **ends)
 
 
@@ -49,12 +59,41 @@ def test_each_way_back_leads_to_the_same_pixel(geometry):
     assert len(seen) == geometry.size
 
 
-@given(geometries(), st.floats(-0.49, 0.49), st.floats(-0.49, 0.49))
+@given(geometries(), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
 def test_a_position_anywhere_in_a_pixel_is_that_pixel(geometry, up, along):
-    for pixel in ((0, 0), (geometry.shape[0] - 1, geometry.shape[1] - 1)):
-        slow, fast = geometry.position_of(*pixel)
-        at = (slow + up * geometry.slow_step, fast + along * geometry.fast_step)
-        assert geometry.pixel_at(*at) == pixel
+    for row in range(geometry.shape[0]):
+        for col in range(geometry.shape[1]):
+            slow, fast = geometry.ranges((row, row + 1, col, col + 1))
+            centre = geometry.position_of(row, col)
+            assert slow[0] < centre[0] < slow[1]
+            assert fast[0] < centre[1] < fast[1]
+            at = slow[0] + up * (slow[1] - slow[0]), fast[0] + along * (fast[1] - fast[0])
+            assert geometry.pixel_at(*at) == (row, col)
+
+
+@given(geometries())
+def test_pixels_fill_the_field_without_a_gap(geometry):
+    rows, cols = geometry.shape
+    edges = [geometry.ranges((row, row + 1, 0, 1))[0] for row in range(rows)]
+    for one, other in itertools.pairwise(sorted(edges)):
+        assert one[1] == pytest.approx(other[0])
+    assert geometry.field()[0] == pytest.approx(
+        (min(e[0] for e in edges), max(e[1] for e in edges))
+    )
+
+
+@given(geometries(), coordinate, coordinate)
+def test_a_shift_moves_every_pixel(geometry, slow, fast):
+    moved = replace(geometry, planned=False).shifted(slow, fast)
+    assert moved.planned
+    expected = geometry.positions() + np.array([slow, fast])[:, None, None]
+    np.testing.assert_allclose(moved.positions(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_positions_that_are_not_planned_are_nobodys():
+    geometry = replace(ScanGeometry.from_start(start()), planned=False)
+    assert np.isnan(geometry.positions()).all()
+    assert ScanGeometry.from_dict(json.loads(json.dumps(geometry.to_dict()))) == geometry
 
 
 @given(geometries())
@@ -165,3 +204,133 @@ def test_a_line_scan_has_a_width():
     point = ScanGeometry((1, 1), "y", "x", "um", "um", 3.0, 3.0, 0.0, 0.0, False)
     assert point.field() == ((2.5, 3.5), (-0.5, 0.5))
     np.testing.assert_array_equal(point.positions(), [[[3.0]], [[0.0]]])
+
+
+FLAT = Geometry(
+    shape="scan.shape",
+    scan_input="scan.scan_input",
+    fast_motor="scan.fast_axis.motor_name",
+    slow_motor="scan.slow_axis.motor_name",
+    fast_units="scan.fast_axis.units",
+    slow_units="scan.slow_axis.units",
+    snaking="scan.snake",
+    order="fast_slow",
+)
+
+
+def flat(scan_input, *, fast="sx", slow="sy", **scan):
+    return {
+        "scan": {
+            "scan_input": scan_input,
+            "fast_axis": {"motor_name": fast, "units": "um"},
+            "slow_axis": {"motor_name": slow, "units": "mm"},
+            **scan,
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        [10, 14, 5, 0, 2, 3, 0.05],
+        (10.0, 14.0, 5.0, 0.0, 2.0, 3.0),
+        np.array([10, 14, 5, 0, 2, 3]),
+        "[10, 14, 5, 0, 2, 3, 0.05]",
+        "(10., 14, np.float64(5.0), 0, .2e1, 3, 0.05)",
+        [10, 14, 5, 0, 2, 3, "0.05 s"],
+    ],
+)
+def test_a_flat_list_with_the_fast_axis_first(written):
+    geometry = ScanGeometry.from_start(flat(written, snake=1), FLAT)
+    assert geometry == ScanGeometry((3, 5), "sy", "sx", "mm", "um", 0, 2, 10, 14, True)
+    fast_is_y = ScanGeometry.from_start(flat(written, fast="sy", slow="sx"), FLAT)
+    assert (fast_is_y.slow_motor, fast_is_y.fast_motor, fast_is_y.snaking) == ("sx", "sy", False)
+    assert fast_is_y.shape == (3, 5)
+
+
+def with_form(form):
+    return FLAT.model_copy(update={"scan_input_form": form})
+
+
+def test_a_flat_list_of_steps():
+    steps = [10, 14, 1, 2, 0, 0.5, 0.05]
+    geometry = ScanGeometry.from_start(flat(steps), with_form("fast_slow_step"))
+    assert geometry == ScanGeometry((5, 5), "sy", "sx", "mm", "um", 2, 0, 10, 14, False)
+    assert geometry == ScanGeometry.from_start(flat(steps, shape=[5, 5]), with_form("fast_slow"))
+    by_number = flat([10, 14, 5, 0, 2, 3], shape=[5, 3])
+    assert ScanGeometry.from_start(by_number, with_form("fast_slow")).shape == (3, 5)
+
+
+def test_steps_that_do_not_divide_the_way_are_said():
+    layout = read_start(flat([0, 1, 0.3, 0, 1, 0.1]), with_form("fast_slow_step"))
+    assert isinstance(layout, Raster)
+    assert layout.shape == (11, 4)
+    assert layout.fast == pytest.approx((0, 0.9))
+    (said,) = layout.warnings
+    assert "fast axis 0 to 1 is not a whole number of steps of 0.3: 4 points up to 0.9" in said
+    layout = read_start(flat([0, 1, 0.3, 0, 1, 0.1], shape=[5, 11]), with_form("fast_slow_step"))
+    assert isinstance(layout, Raster)
+    assert layout.shape == (11, 5), "the plan's own count decides between the nearest two"
+    assert "5 points up to 1.2" in layout.warnings[0]
+    layout = read_start(flat([0, 1, 4, 0, 1, 3], shape=[4, 7]), FLAT)
+    assert "says (4, 7) fast and slow points" in layout.warnings[0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("written", "form", "said"),
+    [
+        ([0, 9, 1.5, 0, 2, 3], "fast_slow_num", "geometry.scan_input_form: fast_slow_step"),
+        ([0, 9, 0, 0, 2, 3], "fast_slow_num", "no number of fast points"),
+        ([0, 9, 0, 0, 2, 3], "fast_slow_step", "no scan"),
+        ([0, 9, 1e-12, 0, 2, 3], "fast_slow_step", "no scan"),
+        ([0, 9, 7, 0, 2, 3], "fast_slow", "neither"),
+        ([0, 9, 7], "fast_slow_num", "expected \\[first, last"),
+        ("__import__('os').system('true')", "fast_slow_num", "not a list"),
+        ("[" * 1999, "fast_slow_num", "not a list"),
+        ("[" + "1," * 5000 + "1]", "fast_slow_num", "characters"),
+        ([0, float("nan"), 5, 0, 2, 3], "fast_slow_num", "finite"),
+        ([0, "far", 5, 0, 2, 3], "fast_slow_num", "not all are numbers"),
+        ({"a": 1}, "fast_slow_num", "expected a list"),
+        (12, "fast_slow_num", "expected a list"),
+        ([0, 9, 1 << 20, 0, 2, 1 << 20], "fast_slow_num", "at most"),
+    ],
+)
+def test_a_flat_list_that_says_no_geometry(written, form, said):
+    with pytest.raises(GeometryError, match=said):
+        ScanGeometry.from_start(flat(written, shape=[3, 4]), with_form(form))
+
+
+def test_a_flat_list_without_motors():
+    with pytest.raises(GeometryError, match="geometry.fast_motor"):
+        ScanGeometry.from_start(flat([0, 9, 5, 0, 2, 3], fast=None), FLAT)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (None, "without its lists"),
+        ({"args": ["y", [0, 1, 2]]}, "without its lists"),
+        ({"args": ["y", [0, 1], "x", [0, 1, 2, 3, 4]]}, "a list of 2"),
+        ({"args": ["y", [0, 1, 2], "x", "01234"]}, "a list of 1"),
+    ],
+)
+def test_a_grid_of_lists_is_never_taken_as_even(args, said):
+    document = start(plan_pattern="outer_list_product", plan_pattern_args=args)
+    with pytest.raises(GeometryError, match=said):
+        ScanGeometry.from_start(document)
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+), st.sampled_from(["shape", "extents", "motors", "snaking", "hints", "plan_pattern",
+                    "plan_pattern_args", "num_points", "plan_name", "scan"]))  # fmt: skip
+def test_whatever_a_start_document_holds_is_read_or_refused(value, key):
+    for pattern in ({}, {"plan_pattern": "outer_list_product"}, {"plan_pattern": "spiral"}):
+        for keys in (Geometry(), FLAT):
+            try:
+                read_start(start(**pattern) | {key: value}, keys)
+                read_start(flat([0, 1, 2, 0, 1, 2], shape=value), keys)
+            except GeometryError as error:
+                assert "\n" not in str(error)
