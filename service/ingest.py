@@ -33,6 +33,7 @@ from inscan.callbacks.wire import (
 from inscan.service.clients import Client, Clients, Recent
 from inscan.service.intake import RunIntake, Uses
 from inscan.service.mailbox import Mailbox, Outcome, SnapshotDone
+from inscan.service.readers import LIVING_S
 from inscan.service.sockets import bind_router
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ _MAX_RUNS = 256
 _FINISHED = 10_000  # run uids remembered as over
 _MAX_REQUEST = 4 * 2**20
 _THREADS = 4
+_MENDERS = 2  # runs at a time of which missing documents are fetched
 _BATCH = 256  # messages between looks at mail, runs and clocks
 
 
@@ -92,7 +94,7 @@ class Ingest:
     ) -> None:
         self.boot = uuid.uuid4().hex
         self.counts: Counter[str] = Counter()
-        """Messages by kind, and ``garbage``, ``repeated``, ``gaps``."""
+        """Messages by kind, and ``garbage``, ``repeated``, ``gaps``, ``repaired`` (events and rows)."""
         self._address = address
         self._uses = uses
         self._is_closed = is_closed
@@ -111,6 +113,7 @@ class Ingest:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="inscan-run")
+        self._menders = ThreadPoolExecutor(_MENDERS, thread_name_prefix="inscan-repair")
         self._thread = threading.Thread(target=self._run, name="inscan-ingest")
 
     def bind(self) -> str:
@@ -170,6 +173,7 @@ class Ingest:
         for run in self._runs.values():
             run.abandon()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._menders.shutdown(wait=True, cancel_futures=True)
         for run in self._runs.values():
             run.close()
         if self._socket is not None and self._context is not None:
@@ -189,6 +193,9 @@ class Ingest:
                 self._message(self._socket.recv_multipart(zmq.NOBLOCK))
         now = time.monotonic()
         for run in list(self._runs.values()):
+            self._put_to_work(run)
+            if run.claim_mending(now):
+                self._menders.submit(self._mend, run)
             self._report(run, now)
         self._watch_clocks(now)
 
@@ -234,9 +241,9 @@ class Ingest:
             case "DOC":
                 (chunk,) = message.chunks
                 offset, following = int(header["offset"]), int(header["next"])
-                self._document(identity, _uid(header), offset, following, bytes(chunk))
+                self._document(identity, client, _uid(header), offset, following, bytes(chunk))
             case "SYNC":
-                self._sync(identity, _uid(header), bool(header["ended"]))
+                self._sync(identity, client, _uid(header), bool(header["ended"]))
             case "WATCH":
                 self._watch(identity, client, _uid(header))
             case "REQUEST":
@@ -257,22 +264,31 @@ class Ingest:
         return run_uid in self._finished
 
     def _document(
-        self, identity: bytes, run_uid: str, offset: int, following: int, payload: bytes
+        self,
+        identity: bytes,
+        client: Client,
+        run_uid: str,
+        offset: int,
+        following: int,
+        payload: bytes,
     ) -> None:
         if self._over(run_uid):
             self._send(identity, "RELEASE", {"run": run_uid})
             return
         run = self._runs.get(run_uid)
-        if run is None:
-            if offset != 0:
-                self._send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
+        if run is not None:
+            run = self._of(run, identity, client, payload if offset == 0 else None)
+            if run is None:
                 return
-            if len(self._runs) >= _MAX_RUNS:
-                message = f"{_MAX_RUNS} runs are open already; {run_uid} has to wait"
-                self._send(identity, "ERR", {"code": "busy", "message": message})
-                return
-            run = self._runs[run_uid] = RunIntake(run_uid, identity, self._uses)
-            self._orphans.pop(run_uid, None)
+        elif offset != 0:
+            self._send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
+            return
+        elif len(self._runs) >= _MAX_RUNS:
+            message = f"{_MAX_RUNS} runs are open already; {run_uid} has to wait"
+            self._send(identity, "ERR", {"code": "busy", "message": message})
+            return
+        else:
+            run = self._open(run_uid, identity, client, payload)
         run.client = identity
         match run.offer(offset, following, payload):
             case "next":
@@ -281,11 +297,48 @@ class Ingest:
                 self.counts["repeated"] += 1
             case "gap":
                 self.counts["gaps"] += 1
+                run.behind = run.mending
                 now = time.monotonic()
-                if now - run.resumed_at > _RESUME_INTERVAL:
+                if not run.behind and now - run.resumed_at > _RESUME_INTERVAL:
                     run.resumed_at = now
-                    header = {"run": run_uid, "offset": run.expected, "placed": run.placed}
-                    self._send(identity, "RESUME", header)
+                    self._resume(run)
+
+    def _open(self, run_uid: str, identity: bytes, client: Client, payload: bytes) -> RunIntake:
+        run = self._runs[run_uid] = RunIntake(run_uid, identity, self._uses)
+        run.reader.begin(identity, client.name, payload)
+        self._orphans.pop(run_uid, None)
+        return run
+
+    def _of(
+        self, run: RunIntake, identity: bytes, client: Client, first: bytes | None
+    ) -> RunIntake | None:
+        """The run, if it is to be taken from this client."""
+        now = time.monotonic()
+        silence = min(self._clients.silence(one, now) for one in run.reader.identities)
+        match run.reader.judge(identity, client.name, first, living=silence < LIVING_S):
+            case "ours":
+                return run
+            case "taken over":
+                run.client = identity
+                self._resume(run)
+            case "prove":
+                self._send(identity, "RESUME", {"run": run.run_uid, "offset": 0, "placed": 0})
+            case "replace" if first is not None and run.idle:
+                logger.warning("run %s is taken from another client's log", run.run_uid)
+                run.close()
+                return self._open(run.run_uid, identity, client, first)
+            case "tell":
+                self.counts["doubled"] += 1
+                message = (
+                    f"run {run.run_uid} comes from another client already; this log of it is kept"
+                    " until the run is over"
+                )
+                self._send(identity, "ERR", {"code": "doubled", "message": message})
+        return None
+
+    def _resume(self, run: RunIntake) -> None:
+        header = {"run": run.run_uid, "offset": run.expected, "placed": run.placed}
+        self._send(run.client, "RESUME", header)
 
     def _put_to_work(self, run: RunIntake) -> None:
         if run.claim():
@@ -295,11 +348,15 @@ class Ingest:
         run.work(self._tell)
         self._tell()  # the run is idle now
 
+    def _mend(self, run: RunIntake) -> None:
+        self.counts["repaired"] += run.mend(self._tell)
+        self._tell()
+
     def _tell(self) -> None:
         """Have the ingest thread look at the runs."""
         os.eventfd_write(self._wake, 1)
 
-    def _sync(self, identity: bytes, run_uid: str, ended: bool) -> None:
+    def _sync(self, identity: bytes, client: Client, run_uid: str, ended: bool) -> None:
         if self._over(run_uid):
             self._send(identity, "RELEASE", {"run": run_uid})
             return
@@ -307,9 +364,10 @@ class Ingest:
         if run is None:
             self._send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
             return
+        if self._of(run, identity, client, None) is None:
+            return
         run.client = identity
-        header = {"run": run_uid, "offset": run.expected, "placed": run.placed}
-        self._send(identity, "RESUME", header)
+        self._resume(run)
         if ended and run.idle and run.state == "open":
             run.end("the acquisition ended without a stop document")
             self._put_to_work(run)
@@ -353,6 +411,9 @@ class Ingest:
         if placed > run.told:
             run.told = placed
             self._send(run.client, "ACK", {"run": run.run_uid, "offset": placed})
+        if run.behind and not run.mending:
+            run.behind = False
+            self._resume(run)
         if state == "open" or not run.idle:
             return
         if state == "held":

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 
 from inscan.callbacks.updates import NotUnderstood, Update
 from inscan.callbacks.wire import WireError, unpack
+from inscan.service.readers import Reader
+from inscan.service.repair import Mending, Repairs
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class Uses:
         (run uid, reason): not a run for inscan.
     on_failed : callable
         (run uid, reason): the run cannot be processed. Durable when it returns.
+    repair : Repairs or None
+        Where what is missing of a run may be found; None: nowhere.
     """
 
     open_run: Callable[[Mapping[str, Any]], Assembler]
@@ -67,6 +71,11 @@ class Uses:
     on_closed: Callable[[str], None]
     on_passed_by: Callable[[str, str], None]
     on_failed: Callable[[str, str], None]
+    repair: Repairs | None = None
+
+
+class _Abandoned(Exception):
+    """The service stops in the middle of a repair."""
 
 
 @dataclass
@@ -85,6 +94,10 @@ class RunIntake:
         ``open`` until its end; ``held``: the machine failed, to be sent again later.
     reason : str
         Why it failed, is held, or was passed by.
+    reader : Reader
+        Who reads the log from which its documents come.
+    behind : bool
+        Documents were refused while the run was being repaired.
     """
 
     run_uid: str
@@ -97,12 +110,21 @@ class RunIntake:
     told: int = 0  # offset last acknowledged
     resumed_at: float = -1e9
     held_at: float = 0.0
+    reader: Reader = field(default_factory=Reader)
+    behind: bool = False
     _queue: deque[tuple[int, bytes] | str] = field(default_factory=deque)
     _bytes: int = 0
     _busy: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _assembler: Assembler | None = None
+    _warnings: list[str] = field(default_factory=list)
     _gaps: list[str] = field(default_factory=list)
+    _mending: Mending | None = None
+    _mended: bool = False
+    _begun_late: bool = False
+    _abandoned: bool = False
+    _trouble: str = ""
+    _found_stop: Mapping[str, Any] | None = None
 
     def offer(self, offset: int, following: int, payload: bytes) -> Literal["next", "old", "gap"]:
         """Accept a document if it is the next one.
@@ -133,7 +155,15 @@ class RunIntake:
     def claim(self) -> bool:
         """Whether the caller is to have `work` run now: there is work and nobody is at it."""
         with self._lock:
-            if self._busy or not self._queue:
+            if self._busy or self._mending is not None or not self._queue:
+                return False
+            self._busy = True
+            return True
+
+    def claim_mending(self, now: float) -> bool:
+        """Whether the caller is to have `mend` run now: a look into the catalog is due."""
+        with self._lock:
+            if self._busy or self._mending is None or now < self._mending.due:
                 return False
             self._busy = True
             return True
@@ -142,7 +172,13 @@ class RunIntake:
     def idle(self) -> bool:
         """Nothing waits and nobody works."""
         with self._lock:
-            return not self._busy and not self._queue
+            return not self._busy and not self._queue and self._mending is None
+
+    @property
+    def mending(self) -> bool:
+        """What waits has to wait until the run is repaired."""
+        with self._lock:
+            return self._mending is not None
 
     def work(self, tell: Callable[[], None]) -> None:
         """Place what waits. Run by one thread at a time (`claim`); never raises.
@@ -163,17 +199,51 @@ class RunIntake:
                     self._process(item)
                 except Exception as error:  # noqa: BLE001 - one run's defect is not the others'
                     self._broken(error)
-            if not isinstance(item, str):
-                with self._lock:
+            with self._lock:
+                parked = self._mending is not None
+                if parked:
+                    self._queue.appendleft(item)
+                    self._busy = False
+                elif not isinstance(item, str):
                     self._bytes -= len(item[1])
                     self.placed = item[0]
             tell()
+            if parked:
+                return
+
+    def mend(self, tell: Callable[[], None]) -> int:
+        """Look into the catalog once. Run by one thread at a time (`claim_mending`); never raises.
+
+        Returns
+        -------
+        int
+            Events and rows that were repaired, when it is over.
+        """
+        mending, repair = self._mending, self.uses.repair
+        assert mending is not None and repair is not None
+        over = True
+        try:
+            over = repair.look(mending, self._assembler, self._place_fetched)
+            if over:
+                self._settle(mending)
+        except _Abandoned:
+            logger.info("run %s: its repair is left to the next start", self.run_uid)
+        except Exception as error:  # noqa: BLE001 - one run's defect is not the others'
+            self._broken(error)
+        with self._lock:
+            if over:
+                self._mending = None
+            self._busy = False
+        tell()
+        return mending.fetched if over else 0
 
     def abandon(self) -> None:
         """Forget what waits: the service stops, and the client has it."""
         with self._lock:
             self._queue.clear()
             self._bytes = 0
+            self._mending = None
+            self._abandoned = True
 
     def close(self) -> None:
         """Let go of the assembler. Only while `idle`."""
@@ -183,7 +253,7 @@ class RunIntake:
 
     def _process(self, item: tuple[int, bytes] | str) -> None:
         if isinstance(item, str):
-            self._finish([] if self._assembler is None else self._assembler.finish(item), item)
+            self._end(item)
             return
         name, doc = self._document(item[1])
         if name == "gap":
@@ -197,13 +267,70 @@ class RunIntake:
         elif name == "log":
             return
         elif self._assembler is None:
-            self._pass_by("its start document is missing from the log")
+            self._without_start(doc if name == "stop" else None)
+        elif name == "stop":
+            if not self._to_mend(doc):
+                self._finish(self._assembler(name, doc), "")
         else:
-            updates = self._assembler(name, doc)
-            if name == "stop":
-                self._finish(updates, "")
-            else:
-                self._show(updates)
+            self._show(self._assembler(name, doc))
+
+    def _end(self, reason: str) -> None:
+        """Process what there is of a run that ended without a stop, or with one that was lost."""
+        if self._assembler is not None and self._to_mend({}):
+            return
+        if self._assembler is None:
+            self._finish([], reason)
+        elif self._found_stop is not None:
+            self._finish(self._assembler("stop", self._found_stop), "")
+        else:
+            self._finish(self._assembler.finish(reason), reason)
+
+    def _to_mend(self, stop: Mapping[str, Any]) -> bool:
+        """Whether the run waits for a repair now; once."""
+        if self._mended or self.uses.repair is None or self._assembler is None:
+            return False
+        self._mended = True
+        gaps = bool(self._gaps) or not stop
+        self._mending = self.uses.repair.fill(self.run_uid, self._assembler, stop, gaps=gaps)
+        return self._mending is not None
+
+    def _without_start(self, stop: Mapping[str, Any] | None) -> None:
+        """Have the beginning of a run fetched: at its first document, and if need be at its last."""
+        if self.uses.repair is None:
+            self._pass_by("its start document is missing from the log")
+        elif stop is None and self._begun_late:
+            return  # it comes from the catalog, with all of the run, at the end
+        elif self._mended:
+            self._pass_by(f"it was joined late, and its start is not to be had: {self._trouble}")
+        else:
+            self._begun_late, self._mended = True, stop is not None
+            self._mending = self.uses.repair.join(self.run_uid, stop=stop)
+            if self._mending is None:
+                self._pass_by(
+                    "its start document is missing from the log, and no catalog of raw runs is"
+                    " named to fetch it from (setting repair)"
+                )
+
+    def _place_fetched(self, name: str, doc: Mapping[str, Any]) -> None:
+        if self._abandoned:
+            raise _Abandoned
+        if self.state != "open":
+            return
+        if name == "start" and self._assembler is None:
+            self._start(dict(doc))
+        elif self._assembler is not None and name != "start":
+            self._show(self._assembler(name, doc))
+
+    def _settle(self, mending: Mending) -> None:
+        self._trouble, self._found_stop = mending.said, mending.found_stop
+        if mending.joins and self._assembler is not None:
+            # What is lost from here on is seen at the stop.
+            self._mended = False
+        if mending.complete:
+            self._warnings += [f"{gap}; what they held is in Tiled" for gap in self._gaps]
+            self._gaps.clear()
+        if (mending.fetched or mending.stop) and mending.said:
+            self._warnings.append(mending.said)
 
     def _document(self, payload: bytes) -> tuple[str, dict[str, Any]]:
         try:
@@ -235,10 +362,10 @@ class RunIntake:
                 logger.exception("run %s: a snapshot was lost; the run goes on", self.run_uid)
 
     def _take(self, update: Update) -> None:
-        if self._gaps:
-            update.meta.setdefault("warnings", []).extend(
-                gap for gap in self._gaps if gap not in update.meta.get("warnings", [])
-            )
+        more = [*self._gaps, *self._warnings]
+        if more:
+            known = update.meta.setdefault("warnings", [])
+            known.extend(text for text in more if text not in known)
         self.uses.on_update(update)
         if update.kind == "rejected":
             # Whatever follows cannot change that; the rejection is recorded.

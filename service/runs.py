@@ -21,6 +21,7 @@ from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox, MailboxFullError
 from inscan.service.messages import ArraySpec, InferenceJob, job_key
 from inscan.service.processed import BornWeights
+from inscan.service.repair import Repairs
 from inscan.service.settings import Settings
 from inscan.service.shelf import Shelf, ShelfError, read_weights_file
 from inscan.service.spool import Spool, SpoolRun, load, sync_arrays
@@ -47,6 +48,8 @@ class Runs:
         Told of new jobs, and of jobs whose arrays are on the disk.
     shelf : Shelf
         Weights of earlier runs, which fine-tuning may start from.
+    repairs : Repairs or None
+        Where what is missing of a run may be found.
 
     Raises
     ------
@@ -64,8 +67,10 @@ class Runs:
         broker: Mailbox,
         writer: Mailbox,
         shelf: Shelf,
+        repairs: Repairs | None = None,
     ) -> None:
         self._settings = settings
+        self._repairs = repairs
         self._profiles = {profile.name: profile for profile in profiles}
         self._spool = spool
         self._journal = journal
@@ -84,6 +89,7 @@ class Runs:
             on_closed=self.on_closed,
             on_passed_by=self.on_passed_by,
             on_failed=self.on_failed,
+            repair=self._repairs,
         )
 
     def open_run(self, start: Mapping[str, Any]) -> RunAssembler:
@@ -126,7 +132,8 @@ class Runs:
 
     def on_closed(self, run_uid: str) -> None:
         """All updates of a run have been taken."""
-        self._journal.finish_run(run_uid, "complete")
+        said = "" if self._repairs is None else self._repairs.told(run_uid)
+        self._journal.finish_run(run_uid, "complete", said)
         self._spool.forget(run_uid)
 
     def on_passed_by(self, run_uid: str, reason: str) -> None:

@@ -17,6 +17,7 @@ from inscan.service.ingest import Ingest
 from inscan.service.janitor import sweep, tidy_results
 from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox, Outcome
+from inscan.service.repair import Catalog, Repairs
 from inscan.service.requests import Requests
 from inscan.service.rescan_states import Rescans
 from inscan.service.runs import Runs
@@ -133,6 +134,8 @@ class Service:
         self._spool_server = SpoolServer(settings.spool, self._spool, self._broker.place_for)
         self.addresses["spool"] = self._spool_server.bind()
         self._stack.callback(self._spool_server.stop)
+        given = settings.repair
+        self._repairs = None if given is None else Repairs(given.deadline)
         self._runs = Runs(
             settings,
             profiles,
@@ -141,6 +144,7 @@ class Service:
             broker=self._broker.mailbox,
             writer=self._to_writer,
             shelf=Shelf(settings.weights_dir),
+            repairs=self._repairs,
         )
         self._rescans = Rescans(journal, profiles, mode=settings.rescan)
         requests = Requests(
@@ -216,6 +220,10 @@ class Service:
             propose=self._rescans.propose,
             shelf=Shelf(self._settings.weights_dir),
         )
+        given = self._settings.repair
+        if self._repairs is not None and given is not None:
+            foreign = None if given.uri is None else Catalog(given.uri, given.api_key)
+            self._repairs.use(foreign or Catalog(target.uri, target.api_key))
         self._writer.start()
         self._threads["writer"] = self._writer
         self._stack.callback(self._writer.stop, _WRITER_GRACE_S)

@@ -15,6 +15,7 @@ from inscan.service.messages import Recipe
 
 __all__ = [
     "ExportSettings",
+    "RepairSettings",
     "Settings",
     "SettingsError",
     "TiledSettings",
@@ -61,6 +62,19 @@ class ExportSettings(_Strict):
     """Folders under which that may lie. A run that names another one is refused."""
 
 
+class RepairSettings(_Strict):
+    """Where documents that a run lost on its way are fetched from, and for how long."""
+
+    uri: str | None = None
+    """Address of the Tiled that the beamline writes its raw runs to, or of the container in it that holds them; by
+    default `raw` in the service's own Tiled."""
+    api_key: SecretStr | None = None
+    """Key for `uri`, which need only read."""
+    deadline: float = Field(default=20.0, ge=0)
+    """Seconds to wait, from the stop of a run that lost documents, until it is whole there; writers are later than we
+    are. Runs that lost nothing wait for nothing."""
+
+
 class Settings(_Strict):
     """All settings of `inscan serve`; times in seconds, sizes in bytes."""
 
@@ -75,6 +89,8 @@ class Settings(_Strict):
     spool: str = "tcp://127.0.0.1:5622"
     """Where workers of other machines fetch arrays and put results."""
     tiled: TiledSettings = TiledSettings()
+    repair: RepairSettings | None = RepairSettings()
+    """Where runs with gaps are completed from; `null`: nowhere."""
     workers: int = Field(default=1, ge=0, le=256)
     """Worker processes started by the service; 0 when they all dial in from elsewhere."""
     worker_threads: int | None = Field(default=None, ge=1, le=1024)

@@ -52,10 +52,7 @@ def find_runs(
         from inscan.callbacks.sources.databroker import databroker_runs
 
         name, _, uid = what.removeprefix(_DATABROKER).partition("/")
-        runs = list(databroker_runs(name, uid or None))
-        if not runs:
-            raise LookupError(f"no run {uid or '(any)'} in the databroker catalog {name!r}")
-        return runs
+        return databroker_runs(name, uid or None)
     path = Path(what).expanduser()
     if path.is_file():
         from inscan.callbacks.sources.files import stored_runs

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,8 @@ class RunReader:
         Hand out external data as arrays in events: ``none``, where a reference to their files does; ``legacy``, those
         that came by resource and datum documents, whose events carry ids otherwise; ``all``. Files that this machine
         does not have, or that only a Tiled adapter reads, are always handed out as arrays.
+    wanted
+        (stream, seq_num) -> whether an event is handed out; the arrays of others are not read. None: all are.
 
     Attributes
     ----------
@@ -62,13 +64,21 @@ class RunReader:
         The stop document is there, and has been handed on.
     """
 
-    def __init__(self, container: Any, uid: str, *, as_arrays: str = "none") -> None:
+    def __init__(
+        self,
+        container: Any,
+        uid: str,
+        *,
+        as_arrays: str = "none",
+        wanted: Callable[[str, int], bool] | None = None,
+    ) -> None:
         if as_arrays not in ("none", "legacy", "all"):
             raise ValueError(f"as_arrays is none, legacy or all, not {as_arrays!r}")
         self.uid = uid
         self.ended = False
         self._container = container
         self._as_arrays = as_arrays
+        self._wanted = wanted or _every
         self._started = False
         self._streams: dict[str, _Stream] = {}
 
@@ -164,12 +174,15 @@ class RunReader:
         stamps = _descriptor_stamps(node)
         for first in range(state.rows, n, step):
             last = min(first + step, n)
+            chosen = [i for i in range(first, last) if self._wanted(name, int(table.seq_nums[i]))]
+            state.rows = last
+            if not chosen:
+                continue
             values = {key: _cut(part, rows[key][first:last]) for key, part in arrays.items()}
             values |= {key: one.rows(table.seq_nums[first:last] - 1) for key, one in filled.items()}
-            for i in range(first, last):
+            for i in chosen:
                 more = {key: found[i - first] for key, found in values.items()}
                 yield "event", _event(table, i, more, state.keys, stamps)
-                state.rows = i + 1
 
     def _events_without_table(
         self, name: str, node: Any, externals: Mapping[str, External]
@@ -183,15 +196,18 @@ class RunReader:
         taken = float(node.metadata["time"])
         for first in range(state.rows, n, step):
             last = min(first + step, n)
+            chosen = [i for i in range(first, last) if self._wanted(name, i + 1)]
+            state.rows = last
+            if not chosen:
+                continue
             values = {one.key: one.rows(np.arange(first, last)) for one in filled}
-            for i in range(first, last):
+            for i in chosen:
                 data = {
                     key: found[i - first]
                     for key, found in values.items()
                     if found[i - first] is not None
                 }
                 yield "event", _document(uid, i + 1, taken, data, dict.fromkeys(data, taken))
-                state.rows = i + 1
 
 
 class _Table:
@@ -277,6 +293,11 @@ def _document(
         "timestamps": stamps,
         "filled": {},
     }
+
+
+def _every(stream: str, seq_num: int) -> bool:
+    del stream, seq_num
+    return True
 
 
 def _cut(part: Any, places: np.ndarray) -> list[np.ndarray | None]:
