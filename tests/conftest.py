@@ -17,11 +17,22 @@ _SHARED = (
     "pytest_timeout",
     "ophyd",
     "zarr_io",
+    "Dask-Offload",
 )
 
 
 def _threads() -> set[threading.Thread]:
     return {t for t in threading.enumerate() if not t.name.startswith(_SHARED)}
+
+
+def _nobodys(child: psutil.Process) -> bool:
+    """Whether a process is over, or is the one that Python itself keeps beside its spawned ones."""
+    try:
+        return child.status() == psutil.STATUS_ZOMBIE or any(
+            "resource_tracker" in word for word in child.cmdline()
+        )
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +46,7 @@ def nothing_left_behind():
         left_children = [
             f"{child.pid} {child.name()}"
             for child in psutil.Process().children(recursive=True)
-            if child.pid not in children and child.status() != psutil.STATUS_ZOMBIE
+            if child.pid not in children and not _nobodys(child)
         ]
         if not left_threads and not left_children:
             return
