@@ -177,8 +177,11 @@ def words(done: Mapping[str, int]) -> list[str]:
     """What was done, for people: ``dropped 12 events``."""
     found = []
     for what, times in sorted(done.items()):
-        verb, _, noun = what.partition(" ")
-        found.append(f"{verb} {times} {noun}{'s' if times != 1 and noun[-1:] != 's' else ''}")
+        if times:
+            verb, _, noun = what.rpartition(": ") if ": " in what else what.partition(" ")
+            colon = ":" if ": " in what else ""
+            plural = "s" if times != 1 else ""
+            found.append(f"{verb}{colon} {times} {noun}{plural}")
     return found
 
 
@@ -198,7 +201,8 @@ def _duplicated(
     again: list[tuple[int, int, Due]] = []
     for number, due in enumerate(documents):
         if due.name == "stop":
-            yield from (one for _, _, one in sorted(again, key=lambda late: late[:2]))
+            while again:
+                yield replace(heapq.heappop(again)[2], at=due.at)
         yield due
         if due.name in _LOSABLE and rng.random() < rate:
             done[f"duplicated {due.name}"] += 1
@@ -231,9 +235,12 @@ def _delayed(
     documents: Iterator[Due], seconds: float, rng: np.random.Generator, done: Counter[str]
 ) -> Iterator[Due]:
     held: list[tuple[float, int, Due]] = []
+    last = 0.0
     for number, due in enumerate(documents):
         while held and (held[0][0] <= due.at or due.name == "stop"):
+            last = held[0][0]
             yield heapq.heappop(held)[2]
+        due = replace(due, at=max(due.at, last))
         if due.name in _MOVING:
             late = due.at + float(rng.uniform(0, seconds))
             done[f"delayed {due.name}"] += 1
@@ -312,7 +319,7 @@ def _dead_lines(
 ) -> Iterator[Due]:
     """Let a channel count nothing in some lines: zero, as a detector that has lost its high voltage."""
     if lines is None or lines.rows < 1:
-        done["could not kill lines: geometry unknown"] += 1
+        done["lines left alive, no raster is known: run"] += 1
         yield from documents
         return
     dead = rng.choice(lines.rows, min(count, lines.rows), replace=False)
