@@ -1,0 +1,105 @@
+"""A real proxy of bluesky in its own process, and documents to send through it."""
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import event_model
+import pytest
+
+from inscan.callbacks.sources.interface import Source
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Proxy:
+    """`bluesky-0MQ-proxy` between two ports that stay the same when it is started again."""
+
+    def __init__(self) -> None:
+        self.into, self.out = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        code = "from bluesky.commandline.zmq_proxy import main; main()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, "--in-address", self.into, "--out-address", self.out],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    running = Proxy()
+    running.start()
+    yield running
+    running.stop()
+
+
+class Collected(list[tuple[str, dict[str, Any]]]):
+    """A sink that keeps what it gets."""
+
+    def __call__(self, name: str, doc: Any) -> None:
+        self.append((name, doc))
+
+
+@pytest.fixture
+def running() -> Callable[..., Any]:
+    """``with running(source) as documents``: the source at work in a thread."""
+
+    @contextmanager
+    def run(source: Source) -> Iterator[Collected]:
+        sink, stop = Collected(), threading.Event()
+        failures: list[Exception] = []
+
+        def work() -> None:
+            try:
+                source.run(sink, stop)
+            except Exception as error:  # noqa: BLE001 - told in the test's thread
+                failures.append(error)
+
+        thread = threading.Thread(target=work, name="source")
+        thread.start()
+        try:
+            yield sink
+        finally:
+            stop.set()
+            thread.join(20)
+        assert not thread.is_alive(), "the source did not end"
+        if failures:
+            raise failures[0]
+
+    return run
+
+
+@pytest.fixture
+def documents() -> Callable[..., list[tuple[str, dict[str, Any]]]]:
+    """``documents(points)``: a run of plain documents."""
+
+    def make(points: int = 3, **metadata: Any) -> list[tuple[str, dict[str, Any]]]:
+        model: Any = event_model
+        run = model.compose_run(metadata=metadata)
+        keys = {"x": {"dtype": "number", "shape": [], "source": "s"}}
+        stream = run.compose_descriptor(name="primary", data_keys=keys)
+        found = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
+        for point in range(points):
+            event = stream.compose_event(data={"x": float(point)}, timestamps={"x": 0.0})
+            found.append(("event", event))
+        found.append(("stop", run.compose_stop()))
+        return [(name, dict(doc)) for name, doc in found]
+
+    return make
