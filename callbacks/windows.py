@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -77,10 +78,10 @@ class SpectrumWindows:
         for start in range(0, n, step):
             part = spectra[start : start + step]
             bad = None
-            if part.dtype.kind != "u":
+            # NaN is in the minimum of what holds it.
+            if part.dtype.kind not in "bu" and not (part.min() >= 0 and part.max() < math.inf):
                 wrong = ~((part >= 0) & np.isfinite(part))
-                if wrong.any():
-                    part, bad = np.where(wrong, 0, part), wrong.any(axis=-1)
+                part, bad = np.where(wrong, 0, part), wrong.any(axis=-1)
             peak, left, right = self._windows(part)
             here = slice(start, start + step)
             out[0][here] = peak
@@ -94,19 +95,25 @@ class SpectrumWindows:
     def _windows(self, spectra: np.ndarray) -> list[np.ndarray]:
         """Sums over peak, left and right windows, (n, channel, element) float64 each.
 
-        The same to the last bit however many spectra come at once: whole counts are exact in any
-        order of addition, so a matrix product does; others are added one after the other.
+        Added one after the other, so that they are the same to the last bit however many spectra
+        come at once; no matrix product, whose threads would cost more than they bring here.
         """
-        if spectra.dtype.kind in "biu":
-            flat = spectra.reshape(-1, spectra.shape[-1]).astype(np.float64)
-            sums = (flat @ self.indicator).reshape(*spectra.shape[:-1], 3, -1)
-            return [sums[..., which, :] for which in range(3)]
-        total = np.zeros((*spectra.shape[:2], spectra.shape[2] + 1))
-        np.cumsum(spectra, axis=-1, dtype=np.float64, out=total[..., 1:])
-        return [
-            total[..., edges[:, 1]] - total[..., edges[:, 0]]
-            for edges in (self.peak, self.left, self.right)
-        ]
+        runs, windows = self._packed
+        # Of thousands of bins the windows need a few hundred.
+        parts = [spectra[..., start:stop] for start, stop in runs]
+        used = np.concatenate(parts, axis=-1, dtype=np.float64)
+        total = np.zeros((*used.shape[:2], used.shape[2] + 1))
+        np.cumsum(used, axis=-1, out=total[..., 1:])
+        return [total[..., edges[:, 1]] - total[..., edges[:, 0]] for edges in windows]
+
+    @cached_property
+    def _packed(self) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
+        """The bins that any window holds, as runs; and the windows among them."""
+        used = self.indicator.any(axis=1)
+        changes = np.flatnonzero(np.diff(used, prepend=False, append=False))
+        runs = [(int(start), int(stop)) for start, stop in changes.reshape(-1, 2)]
+        place = np.concatenate([[0], np.cumsum(used)])
+        return runs, [place[edges] for edges in (self.peak, self.left, self.right)]
 
 
 def spectrum_windows(
