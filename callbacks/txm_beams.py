@@ -20,9 +20,7 @@ __all__ = ["BEAM_REMARKS", "Beams"]
 _F4 = np.dtype(np.float32)
 _UNLIT = "pixels that dark or flat leave without light: masked"
 _NO_ENERGY = "flats without an energy left out"
-_NO_FLAT = (
-    "energies without a flat of their own: interpolated, or the nearest"
-)
+_NO_FLAT = "energies without a flat of their own: interpolated, or the nearest"
 _NO_READ_NOISE = "no repeated dark frames: read noise is taken as zero"
 _NO_GAIN = (
     "no repeated flat frames: the variance assumes one ADU per photon; set adu_per_photon in the"
@@ -95,6 +93,7 @@ class Beams:
         self._dark = allocate(f"dark{suffix}", size, _F4)
         self._flat: np.ndarray | None = None
         self._flat_per_energy: np.ndarray | None = None
+        self._drift: np.ndarray | None = None
         self._darks: dict[int, FrameSet] = {}
         self._flats: dict[int, FrameSet] = {}
         self._flat_energies: dict[int, float] = {}
@@ -188,7 +187,9 @@ class Beams:
         elif self._flat is not None:
             arrays["flat"] = self._flat
         if final and len(self._flats) > 1:
-            arrays["flats"] = self._apart()
+            if self._drift is None:
+                self._drift = self._apart()
+            arrays["flats"] = self._drift
         return arrays
 
     def _place(

@@ -19,6 +19,8 @@ _MOST_DEGREES = 0.5
 # the monochromator. An offset that all share is none.
 _MOST_STRAY = 0.05
 _STRAY_SHARE = 0.02
+# Images of one position lie within this share of the extent of all.
+_SPREAD = 0.05
 
 
 class Readback:
@@ -87,7 +89,8 @@ class Readback:
         read = np.isfinite(self._energies)
         away = self._energies - planned
         limit = max(plan.tolerance_ev, _STRAY_SHARE * float(np.ptp(plan.energies_ev)))
-        offset = np.median(away[read]) if read.any() else 0.0
+        # An offset is one that images really have: between two of them lies no third.
+        offset = np.percentile(away[read], 50, method="lower") if read.any() else 0.0
         stray = np.abs(away - offset) > limit
         many = stray.sum() > _MOST_STRAY * read.sum()
         keys = "check txm.positions.number and txm.positions.repeats in the profile"
@@ -150,9 +153,12 @@ class Readback:
             centres = np.stack([np.median(at[k][known[k]], axis=0) for k in there])
             apart = np.linalg.norm(centres[:, None] - centres[None], axis=2)
             least = apart[~np.eye(len(there), dtype=bool)].min()
+            # Positions may be listed twice; then images of one must not spread like all do.
+            extent = np.linalg.norm(np.ptp(at[known], axis=0))
+            limit = max(0.5 * least, _SPREAD * extent)
             for centre, k in zip(centres, there, strict=True):
-                far = np.linalg.norm(at[k][known[k]] - centre, axis=1) > 0.5 * least
-                if least > 0 and far.any():
+                far = np.linalg.norm(at[k][known[k]] - centre, axis=1) > limit
+                if far.any():
                     return (
                         f"{int(far.sum())} images of position {k + 1} were taken nearer to another"
                         f" one, by {', '.join(self._motors)}"
