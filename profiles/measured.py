@@ -6,13 +6,14 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from inscan.profiles.xrf_samples import XRFSample
 
-__all__ = ["line_name", "load_measured"]
+__all__ = ["line_name", "load_measured", "page_names"]
 
 _SYMBOLS: tuple[str, ...] = tuple(
     (
@@ -185,10 +186,9 @@ def _tiff(path: Path) -> tuple[_Found, list[str]]:
     try:
         with tifffile.TiffFile(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata do not matter here
-            labels = (file.imagej_metadata or {}).get("Labels") or []
-            pages = list(file.pages)
-            for number, page in enumerate(pages):
-                name = _page_name(page, labels, number, path if len(pages) == 1 else None)
+            for number, (page, name) in enumerate(
+                zip(file.pages, page_names(file, path), strict=True)
+            ):
                 if name in found:
                     skipped.append(f"page {number}: there is another page {name}")
                 else:
@@ -196,6 +196,22 @@ def _tiff(path: Path) -> tuple[_Found, list[str]]:
     except (tifffile.TiffFileError, OSError, ValueError) as error:
         raise ValueError(f"sample file {path} is not a readable TIFF file: {error}") from error
     return found, skipped
+
+
+def page_names(file: Any, path: Path) -> list[str]:
+    """Return what the pages of an open TIFF file are called.
+
+    Parameters
+    ----------
+    file
+        `tifffile.TiffFile`.
+    path
+        Its name may say what a single page is.
+    """
+    labels = (file.imagej_metadata or {}).get("Labels") or []
+    pages = list(file.pages)
+    only = path if len(pages) == 1 else None
+    return [_page_name(page, labels, number, only) for number, page in enumerate(pages)]
 
 
 def _page_name(page: object, labels: list[str], number: int, path: Path | None) -> str:
