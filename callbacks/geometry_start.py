@@ -3,7 +3,7 @@
 Facts about Bluesky's own plans were read off documents of bluesky 1.15.1: ``grid_scan`` writes
 shape, extents, snaking and motors, slow axis first; ``list_grid_scan`` writes min and max as extents
 and its lists as ``plan_pattern_args``; ``spiral_square`` writes shape and extents (y first) although
-its points come from the middle outwards, and motors x first; other spirals, ``scan_nd`` and scans
+its points come from the middle outwards; other spirals, ``scan_nd`` and scans
 of two motors together write no shape, and plans built on ``scan_nd`` may write a shape alone.
 ``rel_`` plans write extents from where the motors stood.
 """
@@ -21,6 +21,7 @@ from inscan.callbacks.profile import start_value
 from inscan.callbacks.profile_sections import Geometry
 from inscan.callbacks.scan_input import read_flat_list
 from inscan.callbacks.start_lists import GeometryError, numbers, pair
+from inscan.callbacks.start_motors import motors_of, motors_of_points, units_of
 from inscan.callbacks.updates import MALFORMED
 
 __all__ = ["GeometryError", "Points", "Raster", "read_start"]
@@ -76,6 +77,8 @@ class Points:
         What said the step, in words; empty: nothing did.
     pattern
         Name of the pattern, for people.
+    warnings
+        What people should know.
     """
 
     motors: tuple[str, str]
@@ -84,6 +87,7 @@ class Points:
     step: tuple[float, float] | None
     step_from: str
     pattern: str
+    warnings: tuple[str, ...] = ()
 
 
 def read_start(start: Mapping[str, Any], keys: Geometry | None = None) -> Raster | Points:
@@ -154,11 +158,11 @@ def _from_shape(start: Mapping[str, Any], keys: Geometry) -> Raster | None:
             f"start.{keys.shape} = {shape!r} and start.{keys.extents} = {extents!r}: expected"
             f" [rows, cols] and [[first, last], [first, last]]: {error}"
         ) from error
-    motors = _motors(start, keys)
+    motors = motors_of(start, keys)
     raster = Raster(
         shape=counts,
         motors=motors,
-        units=_units(start, keys),
+        units=units_of(start, keys),
         slow=ends[0],
         fast=ends[1],
         snaking=_snaking(start, keys, motors[1]),
@@ -219,11 +223,11 @@ def _with_lists(raster: Raster, start: Mapping[str, Any]) -> Raster | None:
 
 def _from_scan_input(start: Mapping[str, Any], keys: Geometry) -> Raster:
     flat = read_flat_list(start, keys)
-    motors = _motors(start, keys)
+    motors = motors_of(start, keys)
     return Raster(
         shape=flat.shape,
         motors=motors,
-        units=_units(start, keys),
+        units=units_of(start, keys),
         slow=flat.slow,
         fast=flat.fast,
         snaking=_snaking(start, keys, motors[1]),
@@ -234,20 +238,16 @@ def _from_scan_input(start: Mapping[str, Any], keys: Geometry) -> Raster:
 
 def _points(start: Mapping[str, Any], keys: Geometry) -> Points:
     pattern = str(start.get("plan_pattern") or start.get("plan_name") or "unknown")[:60]
-    motors = _motors(start, keys)
-    spiral = str(start.get("plan_pattern") or "").startswith("spiral")
-    if spiral and keys.order == "slow_fast" and _plain_motors(keys):
-        # Spirals name their motors x first.
-        motors = motors[1], motors[0]
+    motors, warning = motors_of_points(start, keys)
     expected = start.get("num_points")
     if isinstance(expected, bool) or not isinstance(expected, int) or expected < 1:
         expected = None
     if keys.grid_step is not None:
-        steps = keys.grid_step
-        step = (float(steps[0]), float(steps[1]))
-        return Points(motors, _units(start, keys), expected, step, "geometry.grid_step", pattern)
-    step, said = _pattern_step(start)
-    return Points(motors, _units(start, keys), expected, step, said, pattern)
+        step, said = keys.grid_step, "geometry.grid_step"
+    else:
+        step, said = _pattern_step(start)
+    warnings = (warning,) if warning else ()
+    return Points(motors, units_of(start, keys), expected, step, said, pattern, warnings)
 
 
 def _pattern_step(start: Mapping[str, Any]) -> tuple[tuple[float, float] | None, str]:
@@ -285,44 +285,6 @@ def _usable(steps: Sequence[float], said: str) -> tuple[tuple[float, float] | No
     if len(steps) != 2 or not all(math.isfinite(step) and step > 0 for step in steps):
         return None, ""
     return (steps[0], steps[1]), said
-
-
-def _plain_motors(keys: Geometry) -> bool:
-    return keys.slow_motor is None and keys.fast_motor is None
-
-
-def _motors(start: Mapping[str, Any], keys: Geometry) -> tuple[str, str]:
-    """Return the names of the slow and of the fast motor."""
-    if not _plain_motors(keys):
-        names = []
-        for axis, path in (("slow", keys.slow_motor), ("fast", keys.fast_motor)):
-            name = None if path is None else start_value(start, path)
-            if not isinstance(name, str) or not name:
-                raise GeometryError(
-                    f"the start document names no {axis} motor at {path!r}"
-                    f" (geometry.{axis}_motor): got {name!r:.60}"
-                )
-            names.append(name)
-        return names[0], names[1]
-    if start_value(start, keys.motors) is None and keys.slow_readback and keys.fast_readback:
-        # Flown by a box that records positions: the start document may name no motor at all.
-        return keys.slow_readback, keys.fast_readback
-    motors = pair(start, keys.motors, "motors")
-    if not all(isinstance(name, str) and name for name in motors):
-        raise GeometryError(f"start.{keys.motors} = {motors!r:.80}: expected two names of motors")
-    if motors[0] == motors[1]:
-        raise GeometryError(f"start.{keys.motors} = {motors!r:.80}: expected two different motors")
-    slow, fast = (0, 1) if keys.order == "slow_fast" else (1, 0)
-    return motors[slow], motors[fast]
-
-
-def _units(start: Mapping[str, Any], keys: Geometry) -> tuple[str, str]:
-    """Return the units of the slow and fast axis, empty where the start document has none."""
-    found = []
-    for path in (keys.slow_units, keys.fast_units):
-        value = None if path is None else start_value(start, path)
-        found.append(value if isinstance(value, str) and value else keys.units or "")
-    return found[0], found[1]
 
 
 def _snaking(start: Mapping[str, Any], keys: Geometry, fast_motor: str) -> bool:

@@ -82,6 +82,8 @@ class ScatteredMap:
         except GeometryError as error:
             raise NotUnderstood(f"run {self._uid[:8]}: {self._reserved} points: {error}") from error
         self._line = XRFMap(start, profile, self._allocate_points, notes, line)
+        for warning in points.warnings:
+            notes.add(warning)
         if points.expected is None:
             notes.add(
                 "the plan does not say how many points there are: place is kept for"

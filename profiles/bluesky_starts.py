@@ -1,6 +1,7 @@
 """Start documents of plain Bluesky plans, and where their points lie.
 
-They are those that bluesky 1.15.1 writes; tests compare them with its own plans.
+They are those that bluesky 1.15.1 writes; tests compare them with its own plans. The order of motors in
+plans that are built on ``scan_nd`` is one of chance there, and sorted here.
 """
 
 from __future__ import annotations

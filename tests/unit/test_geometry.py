@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ FLAT = Geometry(
 )
 
 
-def flat(scan_input, *, fast="sx", slow="sy", **scan):
+def flat(scan_input: Any, *, fast: str | None = "sx", slow: str = "sy", **scan: Any):
     return {
         "scan": {
             "scan_input": scan_input,

@@ -332,14 +332,12 @@ def test_a_fly_scan_in_any_order_with_gaps(tmp_path, seed):
     assert not final.meta["complete"]
 
 
-def test_positions_that_were_not_written_are_waited_for_and_missed(tmp_path):
+def test_positions_that_a_file_does_not_hold_are_missed(tmp_path):
     plan = CLOUDS["anywhere"]
     truth = Counts.drawn(plan.n)
     documents = list(fly_documents(plan, truth, tmp_path))
     with h5py.File(tmp_path / "box.h5", "a") as file:
-        values = file["entry/data/sample_x"][...]
-        values[10:20] = np.nan
-        file["entry/data/sample_x"][...] = values
+        file["entry/data/sample_x"][10:20] = np.nan  # type: ignore[index]
     final, _ = assemble(documents, roots=[tmp_path])
     seen = np.ones(plan.n, bool)
     seen[10:20] = False
