@@ -82,6 +82,10 @@ def same_as_bench(final: Any, documents: Any) -> ScanGeometry:
     return geometry
 
 
+def _lists(bench: Bench) -> tuple[Any, ...]:
+    return bench.y, [0, 1, 5], bench.x, [2, 3, 3]
+
+
 Plan = Callable[[Bench], Any]
 RASTERS: dict[str, tuple[Plan, tuple[int, int]]] = {
     "grid": (lambda b: bp.grid_scan(b.detectors, b.y, -1, 1, 3, b.x, -2, 2, 4), (3, 4)),
@@ -96,7 +100,12 @@ RASTERS: dict[str, tuple[Plan, tuple[int, int]]] = {
     "lists": (lambda b: bp.list_grid_scan(b.detectors, b.y, [5, 1, 0], b.x, [1, 2, 4, 8]), (3, 4)),
     "lists, snake": (
         lambda b: bp.list_grid_scan(
-            b.detectors, b.y, [0, 1, 2], b.x, [8, 4, 2, 1], snake_axes=[b.x]
+            b.detectors,
+            b.y,
+            [0, 1, 2],
+            b.x,
+            [8, 4, 2, 1],
+            snake_axes=[b.x],  # type: ignore[arg-type]
         ),
         (3, 4),
     ),
@@ -125,7 +134,7 @@ POINTS: dict[str, Plan] = {
         b.detectors, cycler(b.y, [0.0, 1.1, 4, 2.2]) + cycler(b.x, [3.0, 2.1, 1.7, 0])
     ),
     "scan": lambda b: bp.scan(b.detectors, b.y, 0, 4, b.x, 0, 8, 5),
-    "list scan": lambda b: bp.list_scan(b.detectors, b.y, [0, 1, 5], b.x, [2, 3, 3]),
+    "list scan": lambda b: bp.list_scan(b.detectors, *_lists(b)),
     "relative scan": lambda b: bp.rel_scan(b.detectors, b.y, 0, 4, b.x, 0, 8, 5),
     "lists up and down": lambda b: bp.list_grid_scan(b.detectors, b.y, [0, 2, 1], b.x, [1, 3, 2]),
 }
