@@ -86,14 +86,14 @@ class Missing:
     rows
         (stream, data key) -> ranges of seq_nums whose rows no stream_datum announced.
     streams
-        Streams that had events according to the stop document, and no descriptor.
+        Stream without descriptor -> number of its events according to the stop document.
     references
         Kind of document -> how many were referred to and did not come.
     """
 
     events: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     rows: Mapping[tuple[str, str], tuple[tuple[int, int], ...]] = field(default_factory=dict)
-    streams: tuple[str, ...] = ()
+    streams: Mapping[str, int] = field(default_factory=dict)
     references: Mapping[str, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
@@ -103,7 +103,8 @@ class Missing:
     def n_events(self) -> int:
         """Number of events and announced rows."""
         ranges = (*self.events.values(), *self.rows.values())
-        return sum(stop - start for spans in ranges for start, stop in spans)
+        known = sum(stop - start for spans in ranges for start, stop in spans)
+        return known + sum(self.streams.values())
 
     def wants(self, stream: str, seq_num: int) -> bool:
         """Return whether an event is among what is missing."""
@@ -123,8 +124,8 @@ class Missing:
             yield f"{_count(spans)} of {stream} (seq_num {_ranges(spans)})"
         for (stream, key), spans in sorted(self.rows.items()):
             yield f"{_count(spans, 'row')} of {key} in {stream} (seq_num {_ranges(spans)})"
-        for stream in self.streams:
-            yield f"the descriptor of {stream}"
+        for stream, count in sorted(self.streams.items()):
+            yield f"the descriptor and {count} events of {stream}"
         for kind, times in sorted(self.references.items()):
             yield f"{times} {kind} document" + ("s" if times > 1 else "")
 

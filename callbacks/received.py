@@ -138,7 +138,11 @@ class Received:
             for key, spans in of_keys.items():
                 if holes := spans.holes(last):
                     rows[stream, key] = holes
-        streams = tuple(s for s in sorted(counts) if s not in self._streams and self._wants(s))
+        streams = {
+            stream: count
+            for stream, count in counts.items()
+            if stream not in self._streams and self._wants(stream)
+        }
         return Missing(events, rows, streams, self._references(waiting))
 
     def _without_data(self, stream: str, seen: Spans) -> Spans:

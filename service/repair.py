@@ -189,12 +189,13 @@ class Repairs:
             reader = RunReader(container, mending.run_uid, as_arrays="legacy", wanted=wanted)
             keys: dict[str, str] = {}
             streams: dict[str, str] = {}
+            placed = 0
             for name, doc in reader.news():
                 if name == "stop":
                     mending.found_stop = doc
                 elif not isinstance(assembler, Gappy):
                     place(name, doc)
-                    mending.fetched += name == "event"
+                    placed += name == "event"
                 elif name == "stream_resource":
                     keys[doc["uid"]] = doc["data_key"]
                     if assembler.resource_of(doc["data_key"]) is None:
@@ -209,14 +210,16 @@ class Repairs:
                     if name == "descriptor":
                         streams[doc["uid"]] = doc["name"]
                     place(name, doc)
+                    placed += name == "event"
+            if wanted is None:
+                mending.fetched += placed
             return reader.ended
 
     def _left(self, mending: Mending, assembler: object | None) -> Missing:
         if assembler is None or mending.stop is None or not isinstance(assembler, Gappy):
             return Missing()
         left = assembler.missing(mending.stop)
-        mending.fetched += max(0, mending._lacking.n_events - left.n_events)
-        mending._lacking = left
+        mending.fetched = max(mending.fetched, mending._lacking.n_events - left.n_events)
         return left
 
     def _settle(self, mending: Mending, assembler: object | None, left: Missing) -> None:
