@@ -11,7 +11,7 @@ import numpy as np
 
 from inscan.callbacks.lines import EmissionLine, fwhm_ev, line_window, shell_energies
 
-__all__ = ["SpectrumWindows", "spectrum_windows"]
+__all__ = ["SpectrumWindows", "outside_spectrum", "spectrum_windows"]
 
 # Side windows start half a FWHM beyond the peak window (3.5 sigma from the line at the default
 # width: 0.02 % of the peak lies beyond), and are looked for up to four FWHM away.
@@ -173,11 +173,16 @@ def spectrum_windows(
     for line in lines:
         low, high = line_window(line, resolution_ev, half_width_fwhm)
         peak = to_bins(low, high)
-        if low < offset_ev - ev_per_bin or peak[1] - peak[0] < (high - low) / ev_per_bin - 1:
-            raise ValueError(
-                f"{line.name}: its window {low:.0f} to {high:.0f} eV is outside the spectrum, which"
-                f" covers {offset_ev:.0f} to {offset_ev + n_bins * ev_per_bin:.0f} eV"
-            )
+        reason = outside_spectrum(
+            line,
+            n_bins=n_bins,
+            ev_per_bin=ev_per_bin,
+            offset_ev=offset_ev,
+            resolution_ev=resolution_ev,
+            half_width_fwhm=half_width_fwhm,
+        )
+        if reason is not None:
+            raise ValueError(reason)
         width = fwhm_ev(line.energy_ev, resolution_ev) / ev_per_bin
         gap, reach = round(_GAP_FWHM * width), round(_REACH_FWHM * width)
         most = max(_LEAST_BINS, (peak[1] - peak[0]) // 2)
@@ -206,6 +211,27 @@ def spectrum_windows(
         np.array(weights_right),
         indicator,
         tuple(without),
+    )
+
+
+def outside_spectrum(
+    line: EmissionLine,
+    *,
+    n_bins: int,
+    ev_per_bin: float,
+    offset_ev: float,
+    resolution_ev: float,
+    half_width_fwhm: float,
+) -> str | None:
+    """Return why a line has no window in a spectrum, None when it has; see `spectrum_windows`."""
+    low, high = line_window(line, resolution_ev, half_width_fwhm)
+    end = offset_ev + n_bins * ev_per_bin
+    # The centre of bin 0 is at the offset; of a window all but one bin must be there.
+    if low >= offset_ev - ev_per_bin and high <= end:
+        return None
+    return (
+        f"{line.name}: its window {low:.0f} to {high:.0f} eV is outside the spectrum, which"
+        f" covers {offset_ev:.0f} to {end:.0f} eV"
     )
 
 

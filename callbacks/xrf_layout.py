@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from inscan.callbacks.cube import CubeAxis, cube_axis
 from inscan.callbacks.lines import EmissionLine, excitable, overlaps
 from inscan.callbacks.units import scale
 from inscan.callbacks.updates import NotUnderstood
-from inscan.callbacks.windows import SpectrumWindows, spectrum_windows
+from inscan.callbacks.windows import SpectrumWindows, outside_spectrum, spectrum_windows
 from inscan.callbacks.xrf_columns import (
     MOST_BINS,
     Column,
@@ -21,7 +21,7 @@ from inscan.callbacks.xrf_columns import (
     make_column,
     name_fields,
 )
-from inscan.callbacks.xrf_lines import configuration, mcaroi_window, named_lines, number
+from inscan.callbacks.xrf_lines import configuration, energy_axis, mcaroi_window, named_lines
 from inscan.callbacks.xrf_sections import XRF, XRFKeys, XRFRows
 
 __all__ = ["XRFLayout", "detector_name", "has_counts", "read_layout"]
@@ -192,6 +192,7 @@ class _Reader:
         windows, cube, bins = None, None, 0
         if chosen.source == "spectrum":
             bins = self._bins()
+            lines = [(line, 0) for line in self._inside([line for line, _ in lines], bins)]
             windows, cube = self._spectrum_windows([line for line, _ in lines], bins)
             windows_ev = windows.windows_ev
         else:
@@ -243,20 +244,44 @@ class _Reader:
                 lines.append((line, index))
             else:
                 self._refused[line.name] = reason
+        self._need(lines)
+        return lines
+
+    def _need(self, lines: Sequence[object]) -> None:
         if not lines:
             raise NotUnderstood(
                 f"no line is left to map: {'; '.join(self._refused.values()) or 'none named'}"
             )
-        return lines
+
+    def _inside(self, lines: list[EmissionLine], bins: int) -> list[EmissionLine]:
+        """The lines that a spectrum of this length holds; the others are refused."""
+        chosen, kept = self._profile.elements, []
+        ev_per_bin, offset_ev = energy_axis(chosen, self._settings)
+        for line in lines:
+            reason = outside_spectrum(
+                line,
+                n_bins=bins,
+                ev_per_bin=ev_per_bin,
+                offset_ev=offset_ev,
+                resolution_ev=chosen.resolution_ev,
+                half_width_fwhm=chosen.window_fwhm,
+            )
+            if reason is None:
+                kept.append(line)
+            else:
+                self._refused[line.name] = reason
+        self._need(kept)
+        return kept
 
     def _spectrum_windows(
         self, lines: list[EmissionLine], bins: int
     ) -> tuple[SpectrumWindows, CubeAxis | None]:
         chosen = self._profile.elements
+        ev_per_bin, offset_ev = energy_axis(chosen, self._settings)
         axis: dict[str, Any] = {
             "n_bins": bins,
-            "ev_per_bin": number(chosen.energy_per_bin_ev, self._settings),
-            "offset_ev": number(chosen.energy_offset_ev, self._settings),
+            "ev_per_bin": ev_per_bin,
+            "offset_ev": offset_ev,
             "incident_energy_ev": self._incident_ev,
         }
         try:

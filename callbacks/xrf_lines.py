@@ -10,10 +10,11 @@ from inscan.callbacks.updates import NotUnderstood
 from inscan.callbacks.xrf_columns import fill, name_fields
 from inscan.callbacks.xrf_sections import Elements
 
-__all__ = ["configuration", "mcaroi_window", "named_lines", "number"]
+__all__ = ["configuration", "energy_axis", "mcaroi_window", "named_lines"]
 
 # More than any detector has; a guard against endless configurations.
 _MOST_MCAROIS = 64
+_BIN_EV, _FARTHEST_EV = (0.1, 1000.0), 1e5
 
 
 def configuration(descriptor: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,13 +25,34 @@ def configuration(descriptor: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def number(value: str | float, settings: Mapping[str, Any]) -> float:
-    """Return a number, or the one in the configuration that is named; NotUnderstood without it."""
+def energy_axis(chosen: Elements, settings: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the width of a bin and the energy of the centre of bin 0, eV.
+
+    Raises
+    ------
+    NotUnderstood
+        The configuration lacks a key that the profile names, or holds what no detector has.
+    """
+    width = _number(chosen.energy_per_bin_ev, settings)
+    offset = _number(chosen.energy_offset_ev, settings)
+    # An axis without bounds would be looked through bin by bin.
+    if not (_BIN_EV[0] <= width <= _BIN_EV[1] and abs(offset) <= _FARTHEST_EV):
+        raise NotUnderstood(
+            f"spectra of {width:g} eV per bin from {offset:g} eV: expected {_BIN_EV[0]:g} to"
+            f" {_BIN_EV[1]:g} eV per bin (xrf.elements.energy_per_bin_ev, energy_offset_ev)"
+        )
+    return width, offset
+
+
+def _number(value: str | float, settings: Mapping[str, Any]) -> float:
     if not isinstance(value, str):
         return float(value)
     if value not in settings:
         raise NotUnderstood(f"the descriptor's configuration has no {value!r} (energy axis)")
-    return float(settings[value])
+    try:
+        return float(settings[value])
+    except (TypeError, ValueError) as error:
+        raise NotUnderstood(f"configuration {value!r} is no energy: {error}") from error
 
 
 def named_lines(
