@@ -8,6 +8,7 @@ from typing import Any
 from inscan.service.broker import Broker
 from inscan.service.journal import Journal
 from inscan.service.rescan_states import Rescans
+from inscan.service.source_table import SourceTable
 from inscan.service.spool import Spool
 
 
@@ -20,6 +21,8 @@ class Requests:
         What does not change: version, addresses, state directory.
     writer, ingest : callable
         What these threads say of themselves.
+    sources : SourceTable
+        What forwarders say of themselves.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Requests:
         *,
         writer: Callable[[], Mapping[str, Any]],
         ingest: Callable[[], Mapping[str, Any]],
+        sources: SourceTable,
     ) -> None:
         self._journal = journal
         self._broker = broker
@@ -40,6 +44,7 @@ class Requests:
         self._about = about
         self._writer = writer
         self._ingest = ingest
+        self._sources = sources
         self._since = time.monotonic()
 
     def __call__(self, op: str, fields: dict[str, Any]) -> Mapping[str, Any]:
@@ -61,6 +66,8 @@ class Requests:
             "approve": self._approve,
             "refuse": self._refuse,
             "rescan_update": self._rescans.update,
+            "sources": lambda: {"sources": self._sources.rows()},
+            "source_report": self._sources.report,
         }
         if op not in known:
             raise ValueError(f"the service knows no request {op!r}; it knows {', '.join(known)}")
@@ -81,6 +88,7 @@ class Requests:
             "spool": {"runs": len(self._spool.runs()), "bytes": self._spool.used()},
             "messages": {**broker["counts"], **self._ingest()},
             "workers": broker["workers"],
+            "sources": self._sources.rows(),
         }
 
     def _jobs(self, state: str | None = None, run_uid: str | None = None) -> Mapping[str, Any]:

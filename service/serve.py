@@ -13,6 +13,7 @@ from typing import Any
 from inscan.callbacks.profile import BeamlineProfile, load_profile
 from inscan.service.broker import Broker
 from inscan.service.crew import PREFIX, Crew
+from inscan.service.forwarders import Forwarders
 from inscan.service.ingest import Ingest
 from inscan.service.janitor import sweep, tidy_results
 from inscan.service.journal import Journal
@@ -23,6 +24,7 @@ from inscan.service.rescan_states import Rescans
 from inscan.service.runs import Runs
 from inscan.service.settings import Settings
 from inscan.service.shelf import Shelf
+from inscan.service.source_table import SourceTable
 from inscan.service.spool import Spool
 from inscan.service.spool_server import SpoolServer
 from inscan.service.state_dir import StateDir
@@ -33,6 +35,7 @@ from inscan.service.writer import Target, Writer
 _TICK_S = 0.25
 _SWEEP_S = 2.0
 _INGEST_GRACE_S = 15.0
+_FORWARD_GRACE_S = 10.0
 _WRITER_GRACE_S = 10.0
 _MOST_OPEN_RUNS = 10_000
 EXIT_BROKEN = 1
@@ -61,6 +64,7 @@ class Service:
         self._next_sweep = 0.0
         self._running = False
         self._ingest_open = False
+        self._forwarders: Forwarders | None = None
         self.addresses: dict[str, str] = {}
 
     def start(self) -> None:
@@ -114,6 +118,11 @@ class Service:
         # Workers load torch while Tiled starts.
         self._run_threads(target or self._embedded_tiled(profiles))
         state.announce(self.addresses)
+        self._forwarders = Forwarders(
+            settings.sources, settings.state_dir, state.logs, self._source_table
+        )
+        self._stack.callback(self._forwarders.stop, _FORWARD_GRACE_S)
+        self._forwarders.start()
         _log.info("ready: %s", ", ".join(f"{k} {v}" for k, v in self.addresses.items()))
 
     def _bind(self, profiles: list[BeamlineProfile]) -> None:
@@ -147,6 +156,7 @@ class Service:
             repairs=self._repairs,
         )
         self._rescans = Rescans(journal, profiles, mode=settings.rescan)
+        self._source_table = SourceTable()
         requests = Requests(
             journal,
             self._broker,
@@ -159,6 +169,7 @@ class Service:
             },
             writer=lambda: vars(self._writer.status),
             ingest=lambda: dict(self._ingest.counts),
+            sources=self._source_table,
         )
         self._ingest = Ingest(
             settings.ingest,
@@ -248,6 +259,8 @@ class Service:
         if dead:
             raise ServiceError(f"the {' and the '.join(dead)} ended; the log says why")
         self._crew.look_after()
+        if self._forwarders is not None:
+            self._forwarders.look_after()
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + _SWEEP_S
             settings = self._settings
@@ -258,6 +271,8 @@ class Service:
         """Take no more documents, let jobs end and results be written within their graces, end everything. Once."""
         if self._running:
             self._running = False
+            if self._forwarders is not None:
+                self._forwarders.stop(_FORWARD_GRACE_S)  # what they have goes in first
             self._stop_ingest()
             self._crew.dismiss()
             if not self._broker.drain(self._settings.drain_s):

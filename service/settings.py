@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from inscan.callbacks.link import default_state_dir
 from inscan.callbacks.profile import explain_errors
 from inscan.service.messages import Recipe
+from inscan.service.source_settings import SourceSettings
 
 __all__ = [
     "ExportSettings",
@@ -125,12 +126,26 @@ class Settings(_Strict):
     """Folders from which external detector files may be read, besides those of the profiles."""
     rescan: Literal["off", "suggest", "approve", "auto"] | None = None
     """Overrides the mode of every profile."""
+    sources: tuple[SourceSettings, ...] = ()
+    """Where documents come from besides RunEngines with inscan subscribed: each gets an `inscan forward` of its own."""
     export: ExportSettings = ExportSettings()
 
     @field_validator("ingest", "broker", "spool")
     @classmethod
     def _loopback_only(cls, address: str) -> str:
         return check_address(address)
+
+    @field_validator("sources")
+    @classmethod
+    def _each_once(cls, sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
+        labels = [source.label for source in sources]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"sources named twice: {', '.join(twice)}")
+        for source in sources:
+            if source.kind == "0mq" and source.bind:
+                check_bind(source.address)
+        return sources
 
     @field_validator("hb_s")
     @classmethod
@@ -197,6 +212,18 @@ def check_address(address: str) -> str:
             "tunnel"
         )
     return address
+
+
+def check_bind(address: str) -> None:
+    """Refuse to listen for 0MQ where other machines reach it: as bluesky speaks it, it asks nobody who he is.
+
+    Raises
+    ------
+    ValueError
+        Naming the address and what to write instead.
+    """
+    if not address.startswith("ipc://"):
+        check_address(address if "://" in address else f"tcp://{address}")
 
 
 def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
