@@ -60,6 +60,20 @@ def prepare(path: Path, asked: Asked) -> Prepared:
         return prepare_fluorescence(archive, reading, asked)
 
 
+def describe(path: Path, asked: Asked) -> str:
+    """What is in a file, and what it is taken for with what was asked; nothing is computed."""
+    with open_archive(path) as archive:
+        listing = archive.listing()
+    try:
+        prepared = prepare(path, asked)
+    except ArchiveError as error:
+        text = str(error)
+        return text if listing in text else f"{listing}\n{text}"
+    shapes = ", ".join(f"{name} {values.shape}" for name, values in prepared.arrays.items())
+    lines = [listing, f"taken for {prepared.kind}, method {prepared.recipe}: {shapes}"]
+    return "\n".join([*lines, *(f"  {text}" for text in prepared.said)])
+
+
 def process_file(
     path: Path, asked: Asked, wanted: Wanted, progress: Progress = lambda fraction, text: None
 ) -> Answer:
@@ -86,7 +100,7 @@ def process_file(
 
 
 def as_update(path: Path, asked: Asked, prepared: Prepared) -> Update:
-    """The final that a run of such data would have ended with; its uid follows from the file and from what was asked."""
+    """The final that a run of such data would have ended with; its uid follows from the file and what was asked."""
     content = _sha256(path)
     request = plain(asdict(replace(asked, method=None, parameters={})))
     asked_hash = hashlib.sha256(canonical_json([request, prepared.said]).encode()).hexdigest()
@@ -113,6 +127,12 @@ def draw(result: Path, title: str) -> tuple[Path, Path]:
     picture = picture_of(shown)
     verdict = shown.start.get("verdict") or "none"
     picture = replace(picture, title=f"{title}, verdict: {verdict}")
+    rows, cols = shown.arrays["values"].shape[-2:]
+    if rows == 1:
+        # A line as a band: one pixel high it could not be seen.
+        left, right = picture.extent[:2]
+        height = abs(right - left) / max(8, min(cols, 12))
+        picture = replace(picture, extent=(left, right, height, 0.0), ylabel="a single row")
     png = render_run(picture, result.with_suffix(".png"))
     return png, write_page(picture, png, result.with_suffix(".html"))
 

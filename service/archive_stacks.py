@@ -98,10 +98,10 @@ def _transmission(
         return _by_flats(archive, stack, asked)
     if asked.empty is not None:
         r0, r1, c0, c1 = asked.empty
-        part = stack[:, r0:r1, c0:c1]
+        part = np.asarray(stack[:, r0:r1, c0:c1])
         if r1 > stack.shape[1] or c1 > stack.shape[2]:
             raise ArchiveError(f"--empty {asked.empty} reaches beyond the frames {stack.shape[1:]}")
-        light = np.nanmean(part, axis=(1, 2), dtype=np.float64)
+        light = np.asarray(np.nanmean(part, axis=(1, 2), dtype=np.float64))
         if not (light > 0).all():
             raise ArchiveError("--empty: no light there at some energy")
         text = f"transmission: frames over their mean in rows {r0} to {r1 - 1}, columns {c0} to {c1 - 1}"

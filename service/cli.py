@@ -13,6 +13,7 @@ from inscan.service import (
     cli_evaluate,
     cli_export,
     cli_models,
+    cli_process,
     cli_profile,
     cli_query,
     cli_replay,
@@ -38,6 +39,7 @@ cli_profile.add_to(app)
 cli_evaluate.add_to(app)
 cli_export.add_to(app)
 cli_replay.add_to(app)
+cli_process.add_to(app)
 app.add_typer(cli_config.app, name="config")
 
 

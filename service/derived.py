@@ -289,7 +289,7 @@ def _provenance(job: InferenceJob, result: InferenceResult) -> dict[str, Any]:
         "repeat_with": _repeat_with(job, report),
         "seed": report.get("seed", job.parameters.get("seed")),
         "device": report.get("device"),
-        "versions": {**_versions(), **report.get("versions", {})},
+        "versions": {**versions(), **report.get("versions", {})},
         "input_digest": job.input_digest,
         "result_digest": result.digest,
         "profile": job.meta.get("profile"),
@@ -306,7 +306,8 @@ def _repeat_with(job: InferenceJob, report: Mapping[str, Any]) -> dict[str, Any]
     return asked | {"fit_steps": fitted["steps_done"]}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
     # From the installed packages: importing torch here would cost the service seconds and memory it has no use for.
     found = {}
     for name in _PACKAGES:
