@@ -1,4 +1,4 @@
-"""Chemistry from an energy stack: optical density, edge energy, and fractions of references.
+"""Chemistry from an energy stack: optical density (or fluorescence), edge energy, and fractions of references.
 
 Everything works on all pixels at once, takes NaN for what was not measured, gives NaN where there
 is nothing to say, and carries a standard deviation per pixel. Only numpy is needed.
@@ -16,6 +16,7 @@ __all__ = [
     "ReferenceFit",
     "edge_energy",
     "fit_references",
+    "fluorescence",
     "normalise",
     "optical_density",
 ]
@@ -68,6 +69,33 @@ def optical_density(
         return density, None
     v = np.broadcast_to(np.asarray(variance, dtype=np.float32), t.shape)
     return density, np.where(good, v / safe**2, np.nan).astype(np.float32)
+
+
+def fluorescence(
+    signal: ArrayLike, variance: ArrayLike | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """A fluorescence signal in the place of an optical density: as it is.
+
+    Both are linear in the amount of the element and follow its absorption over the edge, so that
+    everything here that takes a density takes a signal too. Self-absorption of thick samples is not
+    corrected: it flattens the edge.
+
+    Parameters
+    ----------
+    signal : array of float, any shape
+        Counts per time and incident beam; may be below 0 where a background was subtracted.
+    variance : array of float, broadcastable to `signal`, optional
+
+    Returns
+    -------
+    density : ndarray of float32
+        The signal.
+    variance : ndarray of float32 or None
+    """
+    values = np.asarray(signal, dtype=np.float32)
+    if variance is None:
+        return values, None
+    return values, np.broadcast_to(np.asarray(variance, dtype=np.float32), values.shape)
 
 
 def normalise(

@@ -18,6 +18,9 @@ from inscan.service.recipe_spectral import cube_arrays, denoise_cube, line_maps
 LEVEL = 0.9
 """Coverage of the intervals that every result carries as `lower` and `upper`."""
 
+FLUORESCENCE = "fluorescence"
+"""Quantity of a stack of fluorescence maps: its values need no logarithm."""
+
 Progress = Callable[[float], None]
 Arrays = Mapping[str, np.ndarray]
 
@@ -48,8 +51,8 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
         the reference I0 (live time and I0 divided out, so that surveys and fine maps compare), `measured`;
         `doubtful` (element, row, col), true where a value is not to be trusted although there is one. Spectral: also
         `spectra`, `spectra_sigma`, `spectra_raw`, `spectra_doubtful` (row, col, bin), in counts.
-        TXM: the same in transmission (energy, row, col), and the chemistry: `edge_energy`,
-        `edge_energy_sigma`, `edge_energy_raw` (row, col) in eV, `fractions`, `fractions_sigma`,
+        TXM: the same in transmission, or in counts/s for fluorescence, (energy, row, col), and the chemistry:
+        `edge_energy`, `edge_energy_sigma`, `edge_energy_raw` (row, col) in eV, `fractions`, `fractions_sigma`,
         `fractions_raw` (reference, row, col).
 
     Raises
@@ -133,22 +136,27 @@ def _superres(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
 
 
 def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
-    _need(job, arrays, "transmission")
+    glows = job.meta.get("quantity") == FLUORESCENCE
+    what, units = ("signal", "counts/s") if glows else ("transmission", "transmission")
+    _need(job, arrays, what)
     energies = np.asarray(job.meta["energies_ev"], dtype=np.float64)
-    transmission, variance = np.asarray(arrays["transmission"]), arrays.get("variance")
+    stack, variance = np.asarray(arrays[what]), arrays.get("variance")
     measured = arrays.get("measured")
-    recorded = np.isfinite(transmission).any(axis=(1, 2))
+    recorded = np.isfinite(stack).any(axis=(1, 2))
     if measured is not None:
         flags = np.asarray(measured, dtype=bool)
         recorded &= flags.reshape(len(flags), -1).any(axis=1)
     if recorded.sum() < 2:
         raise ValueError(
-            f"run {job.run_uid}: {int(recorded.sum())} energies with transmission; a subspace needs at least 2"
+            f"run {job.run_uid}: {int(recorded.sum())} energies with {what}; a subspace needs at least 2"
         )
     # A snapshot has only its first energies; an aborted scan never gets the others.
-    part = np.ascontiguousarray(transmission[recorded])
+    part = np.ascontiguousarray(stack[recorded])
     part_variance = None if variance is None else np.ascontiguousarray(variance[recorded])
     part_measured = None if measured is None else np.asarray(measured, dtype=bool)[recorded]
+    # Fluorescence has no empty beam in the field, by which drift would show; and maps of few, smooth pixels would be
+    # registered by their chemistry. Motion is said; `register` among the parameters asks for more.
+    gentle: dict[str, Any] = {"drift": "never", "register": "never"} if glows else {}
     estimate = subspace.denoise(
         part,
         variance=part_variance,
@@ -156,11 +164,13 @@ def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
         energies=energies[recorded],
         flats=arrays.get("flats"),
         denoiser=denoiser_of(job, arrays, progress),
-        **_arguments(job),
+        **gentle | _arguments(job),
     )
     progress(0.8)
     labels = [f"{energy:.2f} eV" for energy in energies[recorded]]
-    results = _with_interval(estimate, part, _STACK, "transmission", labels)
+    if glows and part_measured is not None:
+        part = np.where(part_measured, part, np.nan)
+    results = _with_interval(estimate, part, _STACK, units, labels)
     report = _report(job, estimate) | {"energies_ev": energies[recorded].tolist()}
     results += _chemistry(job, energies[recorded], estimate, part, part_variance, report)
     progress(0.95)
@@ -191,9 +201,13 @@ def _chemistry(
     raw_variance: np.ndarray | None,
     report: dict[str, Any],
 ) -> list[ResultArray]:
-    """Edge energies and fractions of references, from optical density, which is taken only after denoising."""
-    density, variance = xanes.optical_density(estimate.values, np.square(estimate.sigma))
-    raw_density, raw_density_variance = xanes.optical_density(raw, raw_variance)
+    """Edge energies and fractions of references, from what is linear in the amount of an element: optical density,
+    which is taken only after denoising, or fluorescence as it is."""
+    linear = xanes.optical_density
+    if job.meta.get("quantity") == FLUORESCENCE:
+        linear = xanes.fluorescence
+    density, variance = linear(estimate.values, np.square(estimate.sigma))
+    raw_density, raw_density_variance = linear(raw, raw_variance)
     results = []
     try:
         edge = xanes.edge_energy(density, energies, variance=variance)
