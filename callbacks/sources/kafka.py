@@ -38,7 +38,7 @@ class KafkaSource:
     topics : sequence of str
     group : str, optional
         Consumer group: a new one begins with what comes from now on, a known one where it stopped. Without,
-        each start begins with what comes from now on.
+        each start begins with what comes from now on, of the partitions that there are.
     config : mapping, optional
         Further settings of librdkafka, such as ``security.protocol``.
 
@@ -101,8 +101,11 @@ class KafkaSource:
         except (kafka.KafkaException, ValueError) as error:
             raise SourceError(f"{self.label}: librdkafka refuses its settings: {error}") from error
         try:
-            self._check_topics(kafka, consumer)
-            consumer.subscribe(self._topics, on_assign=self._begin, on_revoke=self._pause)
+            partitions = self._partitions(kafka, consumer)
+            if self._group is None:
+                self._begin(consumer, partitions)
+            else:
+                consumer.subscribe(self._topics, on_assign=self._begin, on_revoke=self._pause)
             while not stop.is_set():
                 self._take(kafka, consumer, sink)
         finally:
@@ -125,7 +128,8 @@ class KafkaSource:
         if self.counts["errors"] == 1:
             logger.warning("%s: %s", self.label, error)
 
-    def _check_topics(self, kafka: Any, consumer: Any) -> None:
+    def _partitions(self, kafka: Any, consumer: Any) -> list[Any]:
+        found = []
         for topic in self._topics:
             try:
                 known = consumer.list_topics(topic, timeout=_FIRST_ANSWER_S).topics[topic]
@@ -135,23 +139,25 @@ class KafkaSource:
                 ) from error
             if known.error is not None:
                 raise SourceError(f"{self.label}: topic {topic!r}: {known.error}")
+            found += [kafka.TopicPartition(topic, number) for number in known.partitions]
+        return found
 
     def _begin(self, consumer: Any, partitions: list[Any]) -> None:
         """Fix where each partition begins: a document that comes from now on is not missed."""
         try:
-            known = consumer.committed(partitions, timeout=_FIRST_ANSWER_S)
+            known = partitions
+            if self._group is not None:
+                known = consumer.committed(partitions, timeout=_FIRST_ANSWER_S)
             for partition in known:
-                if self._group is None or partition.offset < 0:
+                if partition.offset < 0:
                     _, partition.offset = consumer.get_watermark_offsets(
                         partition, timeout=_FIRST_ANSWER_S
                     )
             consumer.assign(known)
             if self._group is not None and known:
                 consumer.commit(offsets=known, asynchronous=False)
-        except Exception as error:  # noqa: BLE001 - in librdkafka's callback; the next assignment tries again
-            self.counts["errors"] += 1
-            logger.warning("%s: partitions cannot be taken over: %s", self.label, error)
-            return
+        except Exception as error:  # noqa: BLE001 - librdkafka's callback raises it out of consume() as it is
+            raise SourceError(f"{self.label}: partitions cannot be taken over: {error}") from error
         self.ready.set()
 
     def _pause(self, consumer: Any, partitions: list[Any]) -> None:
