@@ -114,9 +114,9 @@ class Geometry(Part):
     grid_step: tuple[Positive, Positive] | None = None
     """(slow, fast) step, in motor units, of the grid that points anywhere are put on. null: from
     the plan's own parameters, else from the points; a warning says which, and the value."""
-    most_points: Annotated[int, Field(gt=0, le=1 << 24)] = 16384
-    """Points for which place is kept when the plan does not say how many there will be. Points
-    beyond are left out, and counted."""
+    most_points: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
+    """Points anywhere for which place is kept, at least. Points beyond are left out, and counted.
+    null: as many as the plan says, or 16384 where it does not."""
 
 
 class TXMStreams(Part):

@@ -19,11 +19,14 @@ from inscan.callbacks.geometry_start import Points
 from inscan.callbacks.profile import BeamlineProfile
 from inscan.callbacks.regrid import Grid, GridError, choose_grid, regrid_mean, regrid_sum
 from inscan.callbacks.units import scale
-from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update
+from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update, from_stream
 from inscan.callbacks.xrf import XRFMap
+from inscan.callbacks.xrf_layout import has_counts
 
 __all__ = ["ScatteredMap"]
 
+# Place for points whose number nobody says.
+_UNKNOWN = 16384
 # Arrays that add up; the last axis of each is a point, but for `cube`, where bins come last.
 _SUMMED = ("counts", "background", "background_variance", "exposure")
 
@@ -55,53 +58,88 @@ class ScatteredMap:
         notes: Notes,
         points: Points,
     ) -> None:
+        if profile.xrf is None:
+            raise ValueError(f"profile {profile.name} has no section xrf")
         self._points = points
+        self._start = start
+        self._profile = profile
+        self._xrf = profile.xrf
         self._allocate = allocate
         self._notes = notes
-        self._uid = start["uid"]
         self._readbacks = (
             profile.geometry.slow_readback or points.motors[0],
             profile.geometry.fast_readback or points.motors[1],
         )
-        self._reserved = points.expected or profile.geometry.most_points
-        try:
-            line = ScanGeometry(
-                shape=(1, self._reserved),
-                slow_motor=points.motors[0],
-                fast_motor=points.motors[1],
-                slow_units=points.units[0],
-                fast_units=points.units[1],
-                slow_first=0.0,
-                slow_last=0.0,
-                # The points as they come; they have no planned place.
-                fast_first=0.0,
-                fast_last=float(self._reserved),
-                snaking=False,
-                planned=False,
-            )
-        except GeometryError as error:
-            raise NotUnderstood(f"run {self._uid[:8]}: {self._reserved} points: {error}") from error
-        self._line = XRFMap(start, profile, self._allocate_points, notes, line)
-        for warning in points.warnings:
-            notes.add(warning)
-        if points.expected is None:
-            notes.add(
-                "the plan does not say how many points there are: place is kept for"
-                f" {self._reserved} (geometry.most_points)"
-            )
+        self._least = profile.geometry.most_points
+        # Nothing is allocated before the run is described, and then it is made anew.
+        self._line = XRFMap(
+            start, profile, self._allocate_points, Notes(), self._line_of(points.expected or 1)
+        )
+        self._reserved = 0
 
     def wants(self, stream: str) -> bool:
         return self._line.wants(stream)
 
     def describe(self, stream: str, descriptor: Mapping[str, Any]) -> None:
-        missing = [key for key in self._readbacks if key not in descriptor["data_keys"]]
+        if self._reserved or not has_counts(descriptor, self._xrf):
+            self._line.describe(stream, descriptor)
+            return
+        pattern, data_keys = self._points.pattern, descriptor["data_keys"]
+        if self._xrf.rows is not None and self._xrf.rows.stream == stream:
+            raise NotUnderstood(
+                f"events of stream {stream!r} are whole rows, and nothing says where the rows of"
+                f" {pattern!r} lie (geometry.scan_input, or geometry.shape and geometry.extents)"
+            )
+        missing = [key for key in self._readbacks if key not in data_keys]
         if missing:
             raise NotUnderstood(
-                f"the points of {self._points.pattern!r} have no recorded positions: stream"
-                f" {stream!r} has no key {' or '.join(map(repr, missing))}; name the keys in"
-                " geometry.slow_readback and geometry.fast_readback"
+                f"the points of {pattern!r} have no recorded positions: stream {stream!r} has no key"
+                f" {' or '.join(map(repr, missing))}; name the keys in geometry.slow_readback and"
+                " geometry.fast_readback"
             )
-        self._line.describe(stream, descriptor)
+        for warning in self._points.warnings:
+            self._notes.add(warning)
+        expected = self._points.expected
+        if expected is None or any(map(from_stream, data_keys.values())):
+            # What a plan counts is events; a box that triggers on its own counts for itself.
+            reserved = max(self._least or _UNKNOWN, expected or 0)
+            self._notes.add(
+                "the documents do not say how many points there are: place is kept for"
+                f" {reserved} (geometry.most_points)"
+            )
+            self._points = replace(self._points, expected=None)
+        else:
+            reserved = max(expected, self._least or 0)
+        line = XRFMap(
+            self._start,
+            self._profile,
+            self._allocate_points,
+            self._notes,
+            self._line_of(reserved),
+        )
+        line.describe(stream, descriptor)
+        self._line, self._reserved = line, reserved
+
+    def _line_of(self, number: int) -> ScanGeometry:
+        """Return points as they come, which have no planned place."""
+        try:
+            return ScanGeometry(
+                shape=(1, number),
+                slow_motor=self._points.motors[0],
+                fast_motor=self._points.motors[1],
+                slow_units=self._points.units[0],
+                fast_units=self._points.units[1],
+                slow_first=0.0,
+                slow_last=0.0,
+                fast_first=0.0,
+                fast_last=float(number),
+                snaking=False,
+                planned=False,
+            )
+        except GeometryError as error:
+            raise NotUnderstood(
+                f"run {self._start['uid'][:8]}: {number} points: {error}"
+            ) from error
 
     def external_shape(self, stream: str, data_key: str) -> tuple[int, ...] | None:
         return self._line.external_shape(stream, data_key)
@@ -122,12 +160,12 @@ class ScatteredMap:
         if final is None:
             return []
         return [
-            self._gridded(update) if update.kind == "final" else _without_place(update)
+            self._gridded(update) if update.kind == "final" else self._without_place(update)
             for update in self._line.updates(final)
         ]
 
     def rejected(self, reason: str) -> Update:
-        return _without_place(self._line.rejected(reason))
+        return self._without_place(self._line.rejected(reason))
 
     def _allocate_points(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return self._allocate(f"points_{name}", shape, dtype)
@@ -231,8 +269,7 @@ class ScatteredMap:
             )
             return 1.0
 
-
-def _without_place(update: Update) -> Update:
-    """Leave out the line of points, which lies nowhere."""
-    meta = {name: value for name, value in update.meta.items() if name != "geometry"}
-    return replace(update, meta=meta)
+    def _without_place(self, update: Update) -> Update:
+        """Leave out the line of points, which lies nowhere."""
+        meta = {name: value for name, value in update.meta.items() if name != "geometry"}
+        return replace(update, meta=meta | {"warnings": self._notes.lines()})

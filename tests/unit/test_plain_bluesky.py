@@ -229,6 +229,8 @@ def test_points_beyond_those_planned_are_counted():
     final, _ = assemble(documents)
     assert final.meta["points"]["measured"] == 70
     assert any("beyond" in w and "[10 times]" in w for w in final.meta["warnings"])
+    final, _ = assemble(documents, profile(most_points=80))
+    assert final.meta["points"]["measured"] == 80, "the profile's number is the least that is kept"
     unknown = CLOUDS["nobody knows how many"]
     final, _ = assemble(step_documents(unknown, Counts.drawn(80)), profile(most_points=50))
     assert final.meta["points"]["measured"] == 50
@@ -297,6 +299,15 @@ def test_a_fly_scan_without_events(tmp_path, name, files):
     same_as_truth(final, plan, truth)
     assert final.meta["complete"]
     assert not [w for w in final.meta["warnings"] if "left out" in w]
+
+
+def test_a_plan_counts_triggers_where_a_box_counts_points(tmp_path):
+    plan = CLOUDS["spiral"]
+    truth = Counts.drawn(plan.n)
+    documents = fly_documents(plan, truth, tmp_path, num_points=1)
+    final, _ = assemble(documents, roots=[tmp_path])
+    same_as_truth(final, plan, truth)
+    assert any("geometry.most_points" in w for w in final.meta["warnings"])
 
 
 def test_a_fly_scan_whose_box_alone_names_the_axes(tmp_path):
@@ -384,3 +395,14 @@ def test_arrays_come_from_where_they_are_asked_for():
     for name, values in final.arrays.items():
         assert values is made[name]
     assert made["points_counts"].shape == (2, 3, 1, plan.n)
+
+
+def test_whole_rows_of_points_are_not_understood():
+    plan = CLOUDS["spiral"]
+    by = profile({"rows": {"stream": "primary", "spectrum": "fluor"}, "step": None, "fly": None,
+                  "elements": {"source": "spectrum", "lines": ["Fe_K"],
+                               "energy_per_bin_ev": 10.0, "energy_offset_ev": 0.0}})  # fmt: skip
+    final, _ = assemble(array_documents(plan, np.ones((plan.n, 4, 64), np.uint32)), by)
+    assert final.kind == "rejected"
+    assert "whole rows" in final.meta["reason"]
+    assert "geometry" not in final.meta
