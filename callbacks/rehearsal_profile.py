@@ -1,0 +1,88 @@
+"""The profile under which a rehearsal on a stored run is processed: the beamline's method and rules, the rebuilt
+detector's keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from inscan.callbacks.profile import BeamlineProfile
+
+__all__ = ["rehearsal_profile"]
+
+_SHARE = 0.25
+"""Of the field and of the time for all of it, where the beamline's own limits say nothing."""
+
+
+def rehearsal_profile(
+    profile: BeamlineProfile, meta: Mapping[str, Any], full_time_s: float
+) -> tuple[BeamlineProfile, list[str]]:
+    """Make the profile of a rehearsal.
+
+    Parameters
+    ----------
+    profile
+        Under which the stored run was assembled.
+    meta
+        Of its map: geometry, elements, run_uid.
+    full_time_s
+        Time that the stored run took for its whole field.
+
+    Returns
+    -------
+    profile : BeamlineProfile
+        Matches runs with ``rehearsal_of`` set to the stored run. Regions are taken without asking anybody, because
+        nothing real moves; every limit of the beamline's profile holds, and where it has none the notes say what does.
+    notes : list of str
+        What differs from the beamline's rules.
+    """
+    geometry, notes = meta["geometry"], []
+    rescan = profile.rescan.model_dump(mode="json")
+    if rescan["mode"] != "auto":
+        notes.append(f"rescan.mode is {rescan['mode']} at the beamline; a rehearsal takes regions")
+        rescan["mode"] = "auto"
+    spans = {}
+    for axis in ("slow", "fast"):
+        count = geometry["shape"][0 if axis == "slow" else 1]
+        first, last = geometry[f"{axis}_first"], geometry[f"{axis}_last"]
+        half = abs(last - first) / max(count - 1, 1) / 2
+        low, high = min(first, last) - half, max(first, last) + half
+        spans[axis] = high - low
+        motor = geometry[f"{axis}_motor"]
+        if motor not in rescan["soft_limits"]:
+            notes.append(f"rescan.soft_limits has no {motor}: the field of the run is taken")
+            limit = {"low": low, "high": high, "units": geometry[f"{axis}_units"] or "um"}
+            rescan["soft_limits"] = {**rescan["soft_limits"], motor: limit}
+    if not rescan["max_area"]:
+        rescan["max_area"] = _SHARE * spans["slow"] * spans["fast"]
+        notes.append(f"rescan.max_area is 0: {_SHARE:.0%} of the field is taken")
+    if not rescan["max_time"]:
+        rescan["max_time"] = _SHARE * full_time_s
+        notes.append(f"rescan.max_time is 0: {_SHARE:.0%} of the run's own time is taken")
+    method = profile.method.model_dump(mode="json")
+    if method["name"] == "spectral":
+        notes.append("the rebuilt detector has windows, not spectra: n2n instead of spectral")
+        method = {"name": "n2n", "snapshot_rows": method["snapshot_rows"]}
+    content = {
+        "name": f"{profile.name}_rehearsal",
+        "description": f"Rehearsals on run {meta['run_uid']}",
+        "technique": "xrf",
+        "match": {"rehearsal_of": meta["run_uid"]},
+        "xrf": {
+            "step": {
+                "mcaroi": "xs_channel{channel:02d}_mcaroi{mcaroi:02d}_total_rbv",
+                "live_time": "xs_channel{channel:02d}_live_time",
+                "i0": "sclr_i0",
+            },
+            "elements": {
+                "source": "mcaroi",
+                "mcaroi_name": "xs_mcaroi{mcaroi:02d}_name",
+                "mcaroi_low_ev": "xs_mcaroi{mcaroi:02d}_low_ev",
+                "mcaroi_high_ev": "xs_mcaroi{mcaroi:02d}_high_ev",
+            },
+            "incident_energy": "scan.energy",
+        },
+        "method": method,
+        "rescan": rescan,
+    }
+    return BeamlineProfile(**content, folder=profile.folder), notes

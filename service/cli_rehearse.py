@@ -1,0 +1,84 @@
+"""The part of `inscan replay` that rebuilds devices: `--devices`."""
+
+import json
+import time
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+__all__ = ["rehearse_runs"]
+
+
+def rehearse_runs(
+    what: str,
+    *,
+    run: str | None,
+    out: Path | None,
+    profiles: list[str],
+    data_roots: list[Path],
+    plan: Path | None,
+    factor: int,
+    speed: float,
+    seed: int | None,
+    timeout: float,
+    state: Path,
+    tiled: str | None,
+    as_json: bool,
+) -> bool:
+    """Rehearse on one stored run and print what came of it; returns whether every scan got a result.
+
+    Raises
+    ------
+    LookupError, ValueError, OSError
+        The run is not found or not understood, or the service cannot be used.
+    """
+    from inscan.callbacks.profile import load_profile, shipped_profiles
+    from inscan.service.rehearsal import RehearsalError, RehearsalOptions, rehearse
+    from inscan.service.stored_runs import find_runs
+
+    runs = find_runs(what, state=state, tiled=tiled)
+    if run is not None:
+        runs = [
+            one for one in runs if one.uid.startswith(run) or str(one.start.get("scan_id")) == run
+        ]
+    if len(runs) != 1:
+        raise RehearsalError(f"{what} holds {len(runs)} such runs: name one with --run")
+    options = RehearsalOptions(
+        profiles=tuple(load_profile(name) for name in profiles or shipped_profiles()),
+        out=(out or Path(f"inscan-rehearsal-{time.strftime('%Y%m%d-%H%M%S')}")).resolve(),
+        data_roots=tuple(data_roots),
+        factor=factor,
+        plan=plan,
+        time_scale=0.0 if speed == float("inf") else 1 / speed,
+        seed=seed or 0,
+        timeout=timeout,
+    )
+    console = Console(stderr=as_json)
+    answer = rehearse(runs[0], options, lambda text: console.print(text, markup=False))
+    good = all(one["status"] == "done" for one in answer["outcomes"].values())
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2, default=str))
+        return good
+    for uid, outcome in answer["outcomes"].items():
+        kind = "fine" if uid in answer["fine_uids"] else "survey"
+        typer.echo(f"{kind} {uid[:8]}: {outcome['status']} {outcome.get('verdict') or ''}".rstrip())
+    share = answer["time_s"] / answer["full_time_s"]
+    typer.echo(
+        f"{answer['exposures']} exposures, {answer['time_s']:.4g} s of dwell; the stored run: {answer['pixels']}"
+        f" pixels, {answer['full_time_s']:.4g} s ({share:.0%})"
+    )
+    for count, meaning in (
+        (answer["masked"], "outside what was measured: masked"),
+        (answer["reused"], "with photons that an earlier exposure took: not independent of it"),
+        (
+            answer["extrapolated"],
+            "longer than the stored run has photons for: its noise is magnified",
+        ),
+    ):
+        if count:
+            typer.echo(f"  {count} exposures {meaning}")
+    for text in answer["notes"]:
+        typer.echo(f"  note: {text}")
+    typer.echo(f"Tiled, results and logs: {answer['state']}")
+    return good
