@@ -12,6 +12,7 @@ from inscan.service import (
     cli_config,
     cli_evaluate,
     cli_export,
+    cli_forward,
     cli_models,
     cli_process,
     cli_profile,
@@ -39,6 +40,7 @@ cli_profile.add_to(app)
 cli_evaluate.add_to(app)
 cli_export.add_to(app)
 cli_replay.add_to(app)
+cli_forward.add_to(app)
 cli_process.add_to(app)
 app.add_typer(cli_config.app, name="config")
 
