@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,6 +126,35 @@ def kafka(
 
     settings = {} if config is None else read_config(config)
     source = KafkaSource(servers, topics, group=group, config=settings)
+    _forward(source, state, service, ready_file, quiet, grace, parent)
+
+
+@app.command("tiled")
+def tiled(
+    uri: Annotated[str, typer.Argument(help="Tiled, or the container of raw runs in it")],
+    poll: Annotated[float, typer.Option(help="longest time between looks at the catalog, s")] = 5.0,
+    state: State = None,
+    service: Address = None,
+    ready_file: ReadyFile = None,
+    quiet: Quiet = _QUIET_S,
+    grace: Grace = _GRACE_S,
+    parent: Parent = None,
+) -> None:
+    """Forward runs as they appear in a Tiled catalog; its key comes from INSCAN_SOURCE_TILED_API_KEY."""
+    from inscan.callbacks.link import default_state_dir
+    from inscan.callbacks.request import NoServiceError, request
+    from inscan.callbacks.sources.tiled_live import TiledSource
+    from inscan.service.source_settings import API_KEY
+
+    def known(uids: Sequence[str]) -> Collection[str]:
+        """Runs that the service has finished; when it is away it says so later, of each."""
+        where = service or state or default_state_dir()
+        try:
+            return request(where, "known_runs", uids=list(uids))["known"]
+        except NoServiceError:
+            return ()
+
+    source = TiledSource(uri, os.environ.get(API_KEY), known=known, poll_s=poll)
     _forward(source, state, service, ready_file, quiet, grace, parent)
 
 

@@ -75,6 +75,10 @@ def status(state: State = None, as_json: Json = False) -> None:
             rows = [row | {"MB": int(row.get("rss") or 0) // 1_000_000} for row in value]
             names = ("worker", "device", "MB", "seen_s", "state", "run_uid", "kind", "progress")
             _rows("worker", rows, {name.removesuffix("_uid"): name for name in names})
+        elif key == "sources":
+            rows = [row | {"ready": "yes" if row["ready"] else "no"} for row in value]
+            names = ("label", "ready", "documents", "garbage", "age_s", "state", "note")
+            _rows("source", rows, {name: name for name in names})
         elif isinstance(value, dict):
             known = [f"{name} {_cell(one)}" for name, one in value.items() if one not in ("", None)]
             typer.echo(f"{key}: {', '.join(known) or 'none'}")

@@ -11,6 +11,8 @@ from inscan.service.rescan_states import Rescans
 from inscan.service.source_table import SourceTable
 from inscan.service.spool import Spool
 
+_MOST_RUNS = 1000  # asked about at a time: the answer is given in ingest's thread
+
 
 class Requests:
     """Answers requests; called in ingest's thread, so every answer is a quick look at what is known.
@@ -66,6 +68,7 @@ class Requests:
             "approve": self._approve,
             "refuse": self._refuse,
             "rescan_update": self._rescans.update,
+            "known_runs": self._known_runs,
             "sources": lambda: {"sources": self._sources.rows()},
             "source_report": self._sources.report,
         }
@@ -97,6 +100,10 @@ class Requests:
     def _runs(self, state: str | None = None, limit: int = 200) -> Mapping[str, Any]:
         rows = self._journal.runs(state, limit)
         return {"runs": [{k: v for k, v in row.items() if k != "start"} for row in rows]}
+
+    def _known_runs(self, uids: list[str]) -> Mapping[str, Any]:
+        """Which of these runs are over and done with here."""
+        return {"known": [uid for uid in uids[:_MOST_RUNS] if self._journal.released(str(uid))]}
 
     def _outcome(self, run_uid: str) -> Mapping[str, Any]:
         if self._journal.run(run_uid) is None:

@@ -106,7 +106,7 @@ class TiledSourceSettings(_Source):
     kind: Literal["tiled"]
     """`tiled`."""
     uri: str
-    """Address of the container of runs, `http://127.0.0.1:8000/api/v1/metadata/raw`."""
+    """Address of a Tiled with runs in `raw`, or of the container that holds the runs."""
     api_key: SecretStr | None = None
     """Key to read it with."""
 
@@ -115,6 +115,8 @@ class TiledSourceSettings(_Source):
     def _http(cls, uri: str) -> str:
         if not uri.startswith(("http://", "https://")):
             raise ValueError(f"{uri!r} is no address of a Tiled: write http://HOST:PORT/...")
+        if "api_key=" in uri:
+            raise ValueError("give the key as `api_key`: addresses are shown to everybody")
         return uri
 
     @property
