@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inscan.callbacks.geometry import GeometryError, RegionOfInterest, ScanGeometry, region_from_box
 from inscan.callbacks.geometry_start import Raster, read_start
 from inscan.callbacks.profile_sections import Geometry
 
+few = settings(max_examples=50, deadline=None, derandomize=True)
 coordinate = st.floats(-1e4, 1e4).map(lambda value: round(value, 3))
 
 
@@ -44,6 +45,7 @@ def with_box(draw):
     return geometry, (row0, row1, col0, col1)
 
 
+@few
 @given(geometries())
 def test_each_way_back_leads_to_the_same_pixel(geometry):
     seen = set()
@@ -60,6 +62,7 @@ def test_each_way_back_leads_to_the_same_pixel(geometry):
     assert len(seen) == geometry.size
 
 
+@few
 @given(geometries(), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
 def test_a_position_anywhere_in_a_pixel_is_that_pixel(geometry, up, along):
     for row in range(geometry.shape[0]):
@@ -72,6 +75,7 @@ def test_a_position_anywhere_in_a_pixel_is_that_pixel(geometry, up, along):
             assert geometry.pixel_at(*at) == (row, col)
 
 
+@few
 @given(geometries())
 def test_pixels_fill_the_field_without_a_gap(geometry):
     rows, cols = geometry.shape
@@ -83,6 +87,7 @@ def test_pixels_fill_the_field_without_a_gap(geometry):
     )
 
 
+@few
 @given(geometries(), coordinate, coordinate)
 def test_a_shift_moves_every_pixel(geometry, slow, fast):
     moved = replace(geometry, planned=False).shifted(slow, fast)
@@ -97,11 +102,13 @@ def test_positions_that_are_not_planned_are_nobodys():
     assert ScanGeometry.from_dict(json.loads(json.dumps(geometry.to_dict()))) == geometry
 
 
+@few
 @given(geometries())
 def test_json_and_back(geometry):
     assert ScanGeometry.from_dict(json.loads(json.dumps(geometry.to_dict()))) == geometry
 
 
+@few
 @given(with_box(), st.floats(0, 3))
 def test_a_region_covers_its_box_and_stays_in_the_field(case, padding):
     geometry, box = case
@@ -136,6 +143,30 @@ def test_a_grid_scan():
         (0, 0), (0, 4), (1, 4), (1, 0), (2, 0)
     ]  # fmt: skip
     assert geometry.field() == ((-0.5, 2.5), (9.5, 14.5))
+
+
+@few
+@given(geometries())
+def test_both_orders_say_the_same_raster(geometry):
+    one = {
+        "shape": list(geometry.shape),
+        "extents": [
+            [geometry.slow_first, geometry.slow_last],
+            [geometry.fast_first, geometry.fast_last],
+        ],
+        "snaking": [False, geometry.snaking],
+        "motors": ["slow", "fast"],
+    }
+    other = {key: value[::-1] for key, value in one.items()}
+    even = replace(geometry, slow_centres=(), fast_centres=())
+    units = {"slow": "um", "fast": "um"}
+    assert ScanGeometry.from_start(one, units=units) == even
+    keys = Geometry(order="fast_slow")
+    assert ScanGeometry.from_start(other, keys, units) == even
+    (slow, fast), (rows, cols) = one["extents"], geometry.shape
+    keys = Geometry(scan_input="list", order="fast_slow")
+    listed = other | {"list": [*fast, cols, *slow, rows]}
+    assert ScanGeometry.from_start(listed, keys, units) == even
 
 
 def test_a_beamline_that_writes_the_fast_axis_first():
@@ -321,6 +352,7 @@ def test_a_grid_of_lists_is_never_taken_as_even(args, said):
         ScanGeometry.from_start(document)
 
 
+@few
 @given(st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),

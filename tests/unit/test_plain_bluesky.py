@@ -5,7 +5,7 @@ import random
 import h5py
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inscan.callbacks.assembly import NotUnderstood, open_assembler
@@ -179,7 +179,7 @@ def test_relative_readbacks_that_jump_are_counted():
     assert "more than half a step" in " ".join(final.meta["warnings"])
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(["snake", "uneven lists", "spiral", "anywhere", "nobody knows how many"]),
     seed=st.integers(0, 1000),
