@@ -174,12 +174,9 @@ class DetectorFiles:
             dataset = self._dataset(doc)
             start, stop = rows.start, rows.stop
             if doc["parameters"].get("spec") in self._one_event_specs:
-                if dataset.shape != shape or stop - start != 1:
-                    raise FileRefused(
-                        f"{doc['uri']} holds {dataset.shape}, the descriptor declares {shape}"
-                    )
-                check_size(shape, dataset.dtype, doc["data_key"])
-                yield start, dataset[()].reshape(1, *shape)
+                if stop - start != 1:
+                    raise FileRefused(f"{doc['uri']} holds one event, not {stop - start}")
+                yield start, self._whole(dataset, shape, doc)[None]
                 return
             selection = row_selection(dataset, shape, doc["parameters"], doc["data_key"])
             yield from read_blocks(dataset, selection, start, stop)
@@ -200,7 +197,7 @@ class DetectorFiles:
         resource
             Uid of its resource.
         index
-            Which row, from 0; None: the whole dataset.
+            Which row, from 0; None: the whole dataset, however long its first axis is.
         channel
             Which entry of the second axis, from 1; None: there is no such axis.
         shape
@@ -215,12 +212,7 @@ class DetectorFiles:
         try:
             dataset = self._dataset(doc)
             if index is None:
-                if dataset.shape != shape:
-                    raise FileRefused(
-                        f"{doc['uri']} holds {dataset.shape}, the descriptor declares {shape}"
-                    )
-                check_size(shape, dataset.dtype, doc["data_key"])
-                return dataset[()]
+                return self._whole(dataset, shape, doc)
             if index < 0 or channel is not None and not 1 <= channel <= (*dataset.shape, 0, 0)[1]:
                 raise FileRefused(
                     f"{doc['uri']}: no index {index}, channel {channel} in {dataset.shape}"
@@ -237,6 +229,21 @@ class DetectorFiles:
             raise NotReadable(f"{doc['uri']}: {error}") from error
         finally:
             self._drop_unless_swmr(doc)
+
+    @staticmethod
+    def _whole(dataset: h5py.Dataset, shape: tuple[int, ...], doc: Mapping[str, Any]) -> np.ndarray:
+        """Read a file that is one event: a row of a map, which may have been cut short or run on.
+
+        What its length means is for the target of the rows to say.
+        """
+        if not shape or dataset.shape[1:] != shape[1:] or not dataset.shape:
+            raise FileRefused(
+                f"{doc['uri']} holds {dataset.shape}, the descriptor declares {shape}"
+            )
+        if len(dataset) < shape[0] and dataset.file.swmr_mode:
+            raise NotReadable(f"{doc['uri']} has {len(dataset)} of {shape[0]} entries")
+        check_size(dataset.shape, dataset.dtype, doc["data_key"])
+        return dataset[()]
 
     def grown_length(self, resource: str, shape: tuple[int, ...]) -> int:
         """Return how many rows have been written, 0 where that cannot be known.

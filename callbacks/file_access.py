@@ -6,7 +6,9 @@ data root; so must everything that an HDF5 file refers to: external links, virtu
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import functools
 import os
 import re
 import socket
@@ -36,6 +38,10 @@ MOST_BYTES = 1 << 31
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SWMR_SUPERBLOCK = 3
+# Flags of a writer in its twelfth byte.
+_WRITING, _SWMR = 1, 4
+# How often a part of a file that does not fit its checksum is read again, the pauses being 2^n ns: 0.1 s in all.
+_ATTEMPTS = 26
 _DRIVE = re.compile(r"/?([A-Za-z]:)[/\\]")
 # Files that a virtual dataset may be made of, and virtual datasets of virtual datasets.
 _MOST_SOURCES = 10_000
@@ -245,7 +251,7 @@ def open_hdf5(path: Path) -> h5py.File:
 
     Handlers of the ecosystem open with HDF5's own lock: a detector that wants to append then fails.
     Files that can be read while they are written (superblock 3) carry a mark while a writer has
-    them; HDF5 refuses those that are written without SWMR. Older ones have only the writer's lock.
+    them, which says whether it writes for readers. Older ones have only the writer's lock.
 
     Raises
     ------
@@ -257,27 +263,56 @@ def open_hdf5(path: Path) -> h5py.File:
     regular_file(path)
     try:
         with path.open("rb") as raw:
-            head = raw.read(9)
-            if len(head) < 9 or head[:8] != _SIGNATURE:
+            head = raw.read(12)
+            if len(head) < 12 or head[:8] != _SIGNATURE:
                 raise NotReadable(f"{path} is not HDF5 (yet)")
-            swmr = head[8] >= _SWMR_SUPERBLOCK
-            if not swmr:
+            writing = head[11] & (_WRITING | _SWMR) if head[8] >= _SWMR_SUPERBLOCK else 0
+            if writing == _WRITING:
+                raise NotReadable(f"{path} is still being written")
+            if head[8] < _SWMR_SUPERBLOCK:
                 # Held for microseconds, and only on a file whose writer has let go of it.
                 fcntl.flock(raw, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 fcntl.flock(raw, fcntl.LOCK_UN)
-        options = {"libver": "latest", "swmr": True} if swmr else {}
         try:
-            return h5py.File(path, "r", locking=False, **options)
+            return _open(path, bool(writing), lockless=True)
         except OSError as error:
             # HDF5 wants one locking flag per file and process: the writer lives in this one.
             if "locking flag" not in str(error):
                 raise
-            return h5py.File(path, "r", **options)
+            return _open(path, bool(writing), lockless=False)
     except NotReadable:
         raise
     except FileNotFoundError as error:
         raise NotReadable(f"{path} is not there yet") from error
     except BlockingIOError as error:
         raise NotReadable(f"{path} is still being written") from error
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise NotReadable(f"{path}: {error}") from error
+
+
+def _open(path: Path, swmr: bool, *, lockless: bool) -> h5py.File:
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    if lockless:
+        access.set_file_locking(False, False)
+    flags = h5py.h5f.ACC_RDONLY
+    if swmr:
+        flags |= h5py.h5f.ACC_SWMR_READ
+        access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+        # Of a file whose writer died half way HDF5 would read each damaged part a hundred times, twice as late each
+        # time, for minutes and with Python's lock held: all of the service would stand still.
+        library = _library()
+        if library is not None:
+            library.H5Pset_metadata_read_attempts(ctypes.c_int64(access.id), _ATTEMPTS)
+    return h5py.File(h5py.h5f.open(os.fsencode(path), flags, access))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The HDF5 library that h5py has loaded: one setting is missing from h5py's own interface."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.rpartition(" ")[2]
+        if re.fullmatch(r".*/libhdf5-?[^/_]*\.so[^/]*", path):
+            library = ctypes.CDLL(path)
+            if hasattr(library, "H5Pset_metadata_read_attempts"):
+                return library
+    return None

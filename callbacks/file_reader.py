@@ -113,7 +113,7 @@ class FileReader:
             return future.result(self._patience)
         except TimeoutError as error:
             if future.done():
-                raise
+                return future.result()
             self._stuck = future
             raise NotReadable(f"a read has not returned for {self._patience:g} s") from error
 
