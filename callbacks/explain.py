@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from inscan.callbacks.assembly import open_assembler
 from inscan.callbacks.guess_profile import guess_profile
-from inscan.callbacks.profile import BeamlineProfile, agrees, matches, start_value
+from inscan.callbacks.profile import BeamlineProfile, Present, agrees, matches, start_value
 from inscan.callbacks.run_summary import RunSummary
 from inscan.callbacks.updates import Allocate, NotUnderstood, Update
 
@@ -39,7 +39,10 @@ class MatchRule:
 
     def __str__(self) -> str:
         got = "nothing" if self.got is None else f"{self.got!r:.60}"
-        return f"match.{self.key}: the run has {got}, the profile wants {self.wanted!r}"
+        wanted = repr(self.wanted)
+        if isinstance(self.wanted, Present):
+            wanted = f"a {self.wanted.kind or 'value'}" if self.wanted.exists else "nothing"
+        return f"match.{self.key}: the run has {got}, the profile wants {wanted}"
 
 
 @dataclass(frozen=True)

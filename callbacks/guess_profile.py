@@ -5,6 +5,7 @@ A guess is never used by itself: `inscan profile new` writes it down with its re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -12,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from inscan.callbacks.guess import ProfileGuess
 from inscan.callbacks.guess_txm import camera_image, guess_txm, listed_energies
 from inscan.callbacks.guess_xrf import guess_xrf
+from inscan.callbacks.handlers import known_specs
 from inscan.callbacks.run_summary import RunSummary
 
 __all__ = ["guess_profile"]
@@ -89,3 +91,23 @@ def _files(run: RunSummary, guess: ProfileGuess) -> None:
             sorted(folders),
             "of this run's files: better the folder that all of yours share",
         )
+    for spec, kwargs in run.datum_kwargs.items():
+        if spec not in known_specs():
+            _layout(spec, kwargs, guess)
+
+
+def _layout(spec: str, kwargs: Mapping[str, Any], guess: ProfileGuess) -> None:
+    """How the files of a resource spec are laid out that no handler of the ecosystem knows."""
+    named = next((key for key, value in kwargs.items() if isinstance(value, str)), None)
+    if named is not None:
+        guess.put(
+            f"datum_files|{spec}|dataset_from",
+            named,
+            f"its datums say {named}: {kwargs[named]!r}; no handler of area-detector-handlers knows the spec",
+        )
+        return
+    guess.put(f"datum_files|{spec}|dataset", "?")
+    guess.questions.append(
+        f"datum_files.{spec}: no handler of area-detector-handlers knows this spec; which dataset of the HDF5 file, and"
+        f" which keyword is its index (its datums have {', '.join(kwargs) or 'none'})?"
+    )

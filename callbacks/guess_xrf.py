@@ -60,12 +60,22 @@ def guess_xrf(run: RunSummary, guess: ProfileGuess) -> None:
         guess.questions.append(
             f"{prefix.replace('|', '.')}.live_time: none found; without it dead time is unknown"
         )
-    monitor = next((name for name in stream.keys if _I0.search(name)), None)
+    # Beside i0 there may be i0_time, its clock.
+    monitor = min((name for name in stream.keys if _I0.search(name)), key=len, default=None)
     if monitor:
         guess.put(f"{prefix}|i0", monitor, "from its name")
     else:
         guess.questions.append(
             f"{prefix.replace('|', '.')}.i0: no beam monitor found; without it the beam is taken as constant"
+        )
+    if way[0] == "rows" and rows_cols is not None:
+        columns = [k.name for k in stream.keys.values() if k.shape == (rows_cols[1],)]
+        guess.questions.append(
+            "xrf.rows.positions: which motor is in which column, such as {sample_x: enc1}? Columns with a value per"
+            f" pixel: {', '.join(columns) or 'none'}. And is one of them the live time (xrf.rows.live_time)?"
+        )
+        guess.questions.append(
+            "xrf.rows.order: time if the arrays of a row are in the order they were taken, position if not"
         )
     guess.put("xrf|elements|source", source)
     _lines(stream, guess, source)
@@ -147,10 +157,10 @@ def _geometry(run: RunSummary, guess: ProfileGuess) -> tuple[int, int] | None:
     )
     if extents is None and flat is not None:
         guess.put("geometry|scan_input", flat, f"here {paths[flat]!r}")
-        guess.put("geometry|scan_input_form", "fast_slow_num")
-        guess.questions.append(
-            "geometry.scan_input_form: fast_slow_num if the third number of scan_input is a number of points,"
-            " fast_slow_step if it is a step"
+        guess.put(
+            "geometry|scan_input_form",
+            "fast_slow",
+            "a number of points or a step, whichever agrees with shape",
         )
     elif extents is None:
         guess.questions.append(

@@ -76,6 +76,8 @@ class RunSummary:
         By name.
     files
         Resource spec or stream_resource mimetype -> path of its first file.
+    datum_kwargs
+        Resource spec -> keyword arguments of its first datum.
     counts
         Documents by kind; ``malformed`` are those that make no sense.
     """
@@ -84,6 +86,7 @@ class RunSummary:
     stop: Mapping[str, Any] | None = None
     streams: dict[str, StreamSummary] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    datum_kwargs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def paths(self) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def summarise(documents: Iterable[tuple[str, Mapping[str, Any]]]) -> RunSummary:
     run = RunSummary()
     names: dict[str, str] = {}
     seen: dict[str, set[int]] = {}
+    specs: dict[str, str] = {}
     for name, doc in documents:
         run.counts[name] += 1
         try:
@@ -127,6 +131,9 @@ def summarise(documents: Iterable[tuple[str, Mapping[str, Any]]]) -> RunSummary:
             elif name == "resource" and len(run.files) < _MOST_NAMED:
                 path = f"{str(doc.get('root') or '').rstrip('/')}/{doc['resource_path']}"
                 run.files.setdefault(str(doc["spec"]), path)
+                specs[doc["uid"]] = str(doc["spec"])
+            elif name == "datum":
+                run.datum_kwargs.setdefault(specs[doc["resource"]], dict(doc["datum_kwargs"]))
             elif name == "stream_resource" and len(run.files) < _MOST_NAMED:
                 run.files.setdefault(str(doc["mimetype"]), str(doc["uri"]))
         except MALFORMED:

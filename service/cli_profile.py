@@ -52,7 +52,8 @@ def explain(
     profile: Annotated[
         list[str] | None,
         typer.Option(
-            "--profile", help="profile by name or file, repeatable; default: those of the settings"
+            "--profile",
+            help="profile by name or file, repeatable; default: those of --config, else all that come with inscan",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="settings file of the service")] = None,
@@ -63,11 +64,12 @@ def explain(
 ) -> None:
     """Say what a stored run holds, which profile understands it, and if none does, which rule failed and which key of
     the profile would mend it. Exit status 1 when no profile understands it."""
-    from inscan.callbacks.profile import load_profile
+    from inscan.callbacks.profile import load_profile, shipped_profiles
     from inscan.service.settings import load_settings
 
     settings = load_settings(config, state_dir=state)
-    profiles = [load_profile(name) for name in profile or settings.profiles]
+    names = profile or (shipped_profiles() if config is None else settings.profiles)
+    profiles = [load_profile(name) for name in names]
     everything: list[dict[str, Any]] = []
     for stored in _stored(run, state, tiled):
         summary = _summary(stored)
@@ -131,8 +133,8 @@ def check(
     state: State = None,
     tiled: Tiled = None,
 ) -> None:
-    """Check a profile: its keys, the files that it names, and with --run whether it understands runs. Exit status 1 when
-    it does not."""
+    """Check a profile: its keys, the files that it names, and with --run whether it understands runs. Exit status 1
+    when it does not."""
     from inscan.callbacks.profile import load_profile
     from inscan.service.shelf import read_weights_file
 

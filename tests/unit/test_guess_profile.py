@@ -16,6 +16,7 @@ from inscan.callbacks.profile_text import profile_text
 from inscan.callbacks.run_summary import summarise
 from inscan.callbacks.updates import in_memory
 from inscan.profiles.fxi_documents import FXIScan
+from inscan.profiles.srx_documents import SRXMap, fly, hf2dxrf, step
 
 Documents = list[tuple[str, dict[str, Any]]]
 ROWS, COLS, CHANNELS = 3, 4, 2
@@ -109,6 +110,25 @@ def test_an_energy_scan_gives_a_profile_that_stacks_it(tmp_path: Path) -> None:
     found = explain(summarise(documents), lambda: documents, profile, in_memory)
     assert found.outcome == "understood", found
     assert "stack of 6 energies, 8300.0 ... 8420.0 eV, frames of 40 x 36" in found.results[0]
+
+
+@pytest.mark.parametrize(("make", "way"), [(fly, "rows"), (step, "step"), (hf2dxrf, "step")])
+def test_scans_of_a_real_beamline_give_profiles_that_map_them(
+    make: Any, way: str, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    rows, cols = 3, 40
+    spectra = rng.poisson(0.5, (rows, cols, 2, 1024)).astype(np.uint32)
+    y, x = np.mgrid[:rows, :cols].astype(np.float32)
+    ends = ((0.0, rows - 1.0), (0.0, cols - 1.0))
+    truth = SRXMap(spectra, np.full((rows, cols), 1e3, np.float32), y, x, ends)
+    documents = list(make(tmp_path, truth))
+    profile = written(documents, tmp_path / "new.yaml")
+    assert profile.xrf is not None
+    assert getattr(profile.xrf, way) is not None
+    found = explain(summarise(documents), lambda: documents, profile, in_memory)
+    assert found.outcome == "understood", found
+    assert "3 x 40 pixels, Fe_K; 2 detector channels; 120 of 120" in found.results[0]
 
 
 def test_the_key_that_does_not_fit_is_named_with_what_would(tmp_path: Path) -> None:
