@@ -45,7 +45,7 @@ def by_tiled(doc, shape, count, dtype="<u2") -> Any:
     descriptor: Any = {
         "data_keys": {"k": {"shape": list(shape), "dtype": "array", "dtype_numpy": dtype}}
     }
-    consolidator = consolidator_factory(copy.deepcopy(doc), descriptor)
+    consolidator: Any = consolidator_factory(copy.deepcopy(doc), descriptor)
     datum: Any = {
         "indices": {"start": 0, "stop": count},
         "seq_nums": {"start": 1, "stop": count + 1},
@@ -109,8 +109,8 @@ def test_frames_per_point_of_converted_documents(tmp_path):
 def test_npy_files(tmp_path):
     for number, image in enumerate(IMAGES):
         np.save(tmp_path / f"img_{number}.npy", image)
-    doc = resource(tmp_path, NPY) | {"uri": f"file://localhost{tmp_path}/img"}
-    doc["parameters"]["template"] = "%s_%d.npy"
+    doc = resource(tmp_path, NPY, template="%s_%d.npy")
+    doc |= {"uri": f"file://localhost{tmp_path}/img"}
     found = read(tmp_path, doc, (8, 9))
     np.testing.assert_array_equal(found, IMAGES)
     np.testing.assert_array_equal(found, by_tiled(doc, (8, 9), N))
