@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_KEPT = 1000  # documents kept in memory, a run, while its log cannot be written
 _MAX_OPEN = 1000  # runs; a source that never sends a stop must not fill the memory
+_MAX_RESENT = 64  # whole logs of an earlier process that are sent at once
 _BULK = ("event", "event_page")
 
 
@@ -92,7 +93,7 @@ class DocumentLog:
     def resume(self) -> int:
         """Go on with the runs that an earlier process of the same source was recording.
 
-        Their logs are read to learn what belongs to them; those with a stop are left to be sent.
+        Their logs are read to learn what belongs to them; those with a stop are only to be sent.
 
         Returns
         -------
@@ -115,7 +116,11 @@ class DocumentLog:
                     found += 1
                 else:
                     self._routes.close(log.run_uid)
-                    log.close()
+                    log.live = False
+                    if len(self._fresh) < _MAX_RESENT:
+                        self._fresh.append(log)
+                    else:
+                        log.close()  # found again when there is time
         return found
 
     def _learn(self, log: LogFile) -> bool:

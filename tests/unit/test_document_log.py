@@ -300,8 +300,9 @@ def test_a_process_that_comes_back_goes_on_with_its_runs(tmp_path, torn):
 
     again = DocumentLog(tmp_path)
     assert again.resume() == 1
-    (file,) = again.take_new()
-    assert file.live and file.run_uid == "half"
+    whole, file = again.take_new()
+    assert (whole.live, whole.run_uid, file.live, file.run_uid) == (False, "done", True, "half")
+    whole.close()
     for name, doc in [*done, *half[middle - (torn > 0) :]]:
         again.append(name, doc)
     assert not file.live and again.repeated == 5 and again.take_new() == []

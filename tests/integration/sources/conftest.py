@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,11 @@ import event_model
 import pytest
 
 from inscan.callbacks.sources.interface import Source
+from inscan.callbacks.updates import Update
+from inscan.service.ingest import Ingest
+from inscan.service.intake import Uses
+from inscan.service.mailbox import Mailbox
+from inscan.service.source_table import SourceTable
 
 
 def free_port() -> int:
@@ -103,3 +108,85 @@ def documents() -> Callable[..., list[tuple[str, dict[str, Any]]]]:
         return [(name, dict(doc)) for name, doc in found]
 
     return make
+
+
+class Store:
+    """What a service would make of runs: it keeps their documents."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        self.opened: list[str] = []
+        self.over: set[str] = set()
+        self.reasons: dict[str, str] = {}
+        self.table = SourceTable()
+
+    def open_run(self, start: Mapping[str, Any]) -> "Tape":
+        self.opened.append(start["uid"])
+        self.runs[start["uid"]] = [("start", dict(start))]
+        return Tape(start["uid"], self.runs[start["uid"]])
+
+    def end(self, uid: str, reason: str = "") -> None:
+        self.reasons[uid] = reason
+        self.over.add(uid)
+
+    def answer(self, op: str, fields: dict[str, Any]) -> Mapping[str, Any]:
+        known = {"source_report": self.table.report, "sources": self._sources}
+        return known[op](**fields)
+
+    def _sources(self) -> Mapping[str, Any]:
+        return {"sources": self.table.rows()}
+
+
+class Tape:
+    def __init__(self, uid: str, documents: list[tuple[str, dict[str, Any]]]) -> None:
+        self.uid = uid
+        self.documents = documents
+
+    def __call__(self, name: str, doc: Mapping[str, Any], /) -> list[Update]:
+        self.documents.append((name, dict(doc)))
+        return [Update("final", self.uid, "primary", {}, {})] if name == "stop" else []
+
+    def finish(self, reason: str, /) -> list[Update]:
+        return [Update("final", self.uid, "primary", {"exit_status": reason}, {})]
+
+    def close(self) -> None:
+        return
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def ingest(store: Store) -> Iterator[Callable[..., str]]:
+    """Start a real ingest: ``ingest(address="tcp://127.0.0.1:0")`` gives its address."""
+    running: list[tuple[Ingest, Mailbox]] = []
+
+    def start(address: str = "tcp://127.0.0.1:0") -> str:
+        mailbox = Mailbox()
+        uses = Uses(
+            open_run=store.open_run,
+            on_update=lambda update: None,
+            on_closed=store.end,
+            on_passed_by=store.end,
+            on_failed=store.end,
+        )
+        one = Ingest(
+            address,
+            uses,
+            is_closed=store.over.__contains__,
+            on_incomplete=store.reasons.__setitem__,
+            outcome_of=lambda uid: None,
+            handle_request=store.answer,
+            mailbox=mailbox,
+        )
+        bound = one.bind()
+        one.start()
+        running.append((one, mailbox))
+        return bound
+
+    yield start
+    for one, mailbox in running:
+        assert one.stop(20)
+        mailbox.close()

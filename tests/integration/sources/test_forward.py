@@ -1,0 +1,255 @@
+"""`inscan forward` as a process: everything arrives, over its own death and the service's absence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from bluesky.callbacks.zmq import Publisher
+
+from inscan.callbacks.request import NoServiceError, request
+from inscan.callbacks.sources.files import write_documents
+from inscan.callbacks.sources.ready import NotReadyError, wait_ready
+from inscan.service.forward import log_folder
+
+
+def to_json(doc: Any) -> bytes:
+    return json.dumps(doc).encode()
+
+
+@pytest.fixture
+def forward(tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """``forward("file", path, "--address", ...)``: the command, on a state directory of the test's own."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "inscan.service.cli", "forward", *map(str, arguments)]
+        process = subprocess.Popen(
+            [*command, "--state", str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=40)
+    assert process.returncode == status, err
+    return out, err
+
+
+def test_a_file_is_forwarded_and_nothing_is_left(tmp_path, forward, ingest, store, documents):
+    runs = [documents(5), documents(7)]
+    write_documents(tmp_path / "runs.jsonl", [doc for run in runs for doc in run])
+    out, _ = ended(forward("file", tmp_path / "runs.jsonl", "--address", ingest()))
+    assert f"ready: file {tmp_path}/runs.jsonl" in out
+    assert "documents 18" in out and "written 18" in out
+    assert [store.runs[run[0][1]["uid"]] for run in runs] == runs
+    assert not list(tmp_path.rglob("*.log"))
+
+
+def test_without_a_service_documents_wait_for_the_next_time(
+    tmp_path, forward, ingest, store, documents
+):
+    run = documents()
+    path = tmp_path / "run.msgpack"
+    write_documents(path, run)
+    _, err = ended(forward("file", path, "--address", "tcp://127.0.0.1:9", "--grace", "1"))
+    assert "goes out when this source is forwarded again" in err
+    (log,) = tmp_path.rglob("*.log")
+    assert log.parent == log_folder(tmp_path, f"file {path}")
+    out, _ = ended(forward("file", path, "--address", ingest()))
+    assert store.runs[run[0][1]["uid"]] == run
+    assert "repeated 3" in out and "written" not in out and not log.exists()
+
+
+def test_a_file_that_grows_is_followed_until_told_to_stop(
+    tmp_path, forward, ingest, store, documents, until
+):
+    run, path = documents(20), tmp_path / "growing.jsonl"
+    ready = tmp_path / "ready"
+    process = forward("file", path, "--follow", "--address", ingest(), "--ready-file", ready)
+    until(ready.exists)
+    with path.open("w") as file:
+        for document in run:
+            file.write(json.dumps(document) + "\n")
+            file.flush()
+    until(lambda: run[0][1]["uid"] in store.over)
+    process.send_signal(signal.SIGTERM)
+    ended(process)
+    assert store.runs[run[0][1]["uid"]] == run and not ready.exists()
+
+
+def test_killed_in_the_middle_of_a_run_it_goes_on_with_it(
+    tmp_path, forward, ingest, store, documents, until, proxy
+):
+    """The service was away, too, when the run began."""
+    run = documents(30)
+    uid, ready = run[0][1]["uid"], tmp_path / "ready"
+    arguments = ("0mq", proxy.out, "--in", proxy.into, "--ready-file", ready)
+    address = ingest()
+    first = forward(*arguments, "--address", address)
+    until(ready.exists)
+    with closing(Publisher(proxy.into, serializer=to_json)) as publish:
+        wait_ready(address, publisher=publish)
+        for name, doc in run[:15]:
+            publish(name, doc)
+        until(lambda: len(store.runs.get(uid, [])) == 15)
+        first.kill()
+        first.communicate()
+        ready.unlink()
+        second = forward(*arguments, "--address", address)
+        until(ready.exists)
+        for name, doc in run[15:]:
+            publish(name, doc)
+        until(lambda: uid in store.over)
+    second.send_signal(signal.SIGTERM)
+    out, _ = ended(second)
+    assert store.runs[uid] == run and store.opened == [uid]
+    assert "resumed runs 1" in out
+
+
+def test_a_run_joined_late_is_forwarded_from_its_next_descriptor(
+    tmp_path, forward, ingest, store, documents, until
+):
+    run = documents()
+    path = tmp_path / "late.jsonl"
+    write_documents(path, run[1:])
+    ended(forward("file", path, "--address", ingest()))
+    assert "start" in store.reasons[run[0][1]["uid"]]
+
+
+def test_one_source_is_forwarded_by_one_process(tmp_path, forward, ingest, documents, until):
+    ready = tmp_path / "ready"
+    arguments = ("file", tmp_path / "x.jsonl", "--follow", "--address", ingest())
+    first = forward(*arguments, "--ready-file", ready)
+    until(ready.exists)
+    _, err = ended(forward(*arguments), status=2)
+    assert "another process already" in err and len(err.splitlines()) == 1
+    first.send_signal(signal.SIGTERM)
+    ended(first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("file", "/nowhere/x.jsonl"), "no such file"),
+        (("0mq", "nonsense"), "no 0MQ address"),
+        (("0mq", "tcp://0.0.0.0:0", "--bind"), "other machines"),
+        (("kafka", "127.0.0.1:9", "t", "--config", "/nowhere"), "cannot be read"),
+    ],
+)
+def test_what_cannot_work_is_one_line(forward, arguments, says):
+    _, err = ended(forward(*arguments), status=2)
+    assert says in err and "Traceback" not in err
+
+
+def test_waiting_names_what_is_not_ready(ingest, store):
+    address = ingest()
+    with pytest.raises(NotReadyError, match="no sources"):
+        wait_ready(address, timeout=0.5)
+    store.table.expect("0MQ tcp://x:1", "restarting: ended with status 2")
+    with pytest.raises(NotReadyError, match="0MQ tcp://x:1: restarting"):
+        wait_ready(address, timeout=0.5)
+    with pytest.raises(NotReadyError, match="no source 'Kafka'"):
+        wait_ready(address, timeout=0.5, sources=["Kafka"])
+    store.table.report("file /x", True, {"documents": 3}, os.getpid(), "host", 1.0)
+    (row,) = wait_ready(address, timeout=5, sources=["file"])
+    assert row["documents"] == 3 and row["ready"]
+    with pytest.raises(NotReadyError, match="no service"):
+        wait_ready("tcp://127.0.0.1:9", timeout=0.5)
+
+
+# Children of the service
+
+
+@pytest.fixture
+def service(tmp_path, until, proxy) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    state, any_port = tmp_path / "state", "tcp://127.0.0.1:0"
+    config = tmp_path / "service.yaml"
+    sources = [
+        {"kind": "0mq", "address": proxy.out, "probe": proxy.into, "prefix": "xf05"},
+        {"kind": "file", "path": str(tmp_path / "growing.jsonl")},
+    ]
+    fields = {"state_dir": str(state), "ingest": any_port, "broker": any_port, "spool": any_port}
+    config.write_text(yaml.safe_dump({**fields, "workers": 0, "min_free": 0, "sources": sources}))
+    with (tmp_path / "service.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inscan.service.cli", "serve", str(config)],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+
+        def ready() -> bool:
+            assert process.poll() is None, (tmp_path / "service.log").read_text()[-3000:]
+            return (state / "service.json").exists()
+
+        until(ready, 60)
+        yield state, process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_the_service_starts_its_sources_and_starts_them_again(
+    service, tmp_path, until, proxy, documents
+):
+    state, process = service
+    first, second = documents(plan_name="x"), documents(plan_name="y")
+    with closing(Publisher(proxy.into, prefix=b"xf05", serializer=to_json)) as publish:
+        wait_ready(state, timeout=40)
+        (zmq_source,) = wait_ready(state, timeout=40, sources=["0MQ"], publisher=publish)
+        publish("start", {"no": "uid"})
+        for name, doc in first:
+            publish(name, doc)
+        until(lambda: uids(state) == {first[0][1]["uid"]})
+
+        def counted() -> Any:
+            row = source(state, "0MQ")
+            return row if row["documents"] == len(first) and row["garbage"] == 1 else None
+
+        row = until(counted)
+        assert row["pid"] == zmq_source["pid"] and row["age_s"] >= 0 and "uid" in row["note"]
+
+        os.kill(zmq_source["pid"], signal.SIGKILL)
+        until(lambda: source(state, "0MQ")["state"].startswith("restarting"))
+        (again,) = wait_ready(state, timeout=40, sources=["0MQ"], publisher=publish)
+        assert again["pid"] != zmq_source["pid"]
+        for name, doc in second:
+            publish(name, doc)
+        until(lambda: uids(state) == {first[0][1]["uid"], second[0][1]["uid"]})
+    with (tmp_path / "growing.jsonl").open("w") as file:
+        third = documents()
+        file.writelines(json.dumps(document) + "\n" for document in third)
+    until(lambda: third[0][1]["uid"] in uids(state))
+    known = request(state, "known_runs", uids=["nobody's", first[0][1]["uid"]])["known"]
+    assert known == [first[0][1]["uid"]]
+    process.terminate()
+    assert process.wait(60) == 0
+    with pytest.raises(NoServiceError):
+        request(state, "sources", timeout=0.5)
+
+
+def uids(state: Path) -> set[str]:
+    return {run["run_uid"] for run in request(state, "runs")["runs"]}
+
+
+def source(state: Path, label: str) -> dict[str, Any]:
+    rows = request(state, "status")["sources"]
+    (row,) = (row for row in rows if row["label"].startswith(label))
+    return row
