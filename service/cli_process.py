@@ -69,6 +69,12 @@ def process(
     again: Annotated[
         bool, typer.Option("--again", help="compute what is there already once more, and compare")
     ] = False,
+    stack: Annotated[
+        str | None,
+        typer.Option(
+            help="the runs are maps of one place at several energies: one stack of this line (Fe_K)"
+        ),
+    ] = None,
     reproduce: Annotated[
         str | None,
         typer.Option(
@@ -216,6 +222,7 @@ def process(
         tuple(path.resolve() for path in data_root or ()),
         incomplete,
         again,
+        stack,
     )
     if reproduce is not None:
         _reproduce(reproduce, names, command, as_json)

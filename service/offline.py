@@ -114,9 +114,10 @@ def process_run(
     began = time.monotonic()
     scan_id = stored.start.get("scan_id")
     blank = Record(stored.uid, "failed", scan_id=scan_id if isinstance(scan_id, int) else None)
-    with _workplace(wanted) as (spool, results):
+    with workplace(wanted) as (root, results):
+        spool = root.run("run")
         try:
-            finals = _assemble(stored, wanted, spool, progress)
+            finals = assemble(stored, wanted, spool, progress)
         except NotUnderstood as error:
             return [replace(blank, state="passed_by", reason=str(error))]
         except Exception as error:  # noqa: BLE001 - whatever its documents do, a run is a record
@@ -163,7 +164,8 @@ def process_arrays(
         Of it `folder` and `scratch` are used.
     """
     began = time.monotonic()
-    with _workplace(wanted) as (spool, results):
+    with workplace(wanted) as (root, results):
+        spool = root.run("run")
         place = Place(spool, results, wanted.again, None, {}, Record(update.run_uid, "failed"))
         arrays = {name: spool.spec(name, values) for name, values in update.arrays.items()}
         record = result_of(update, recipe, dict(parameters), arrays, "", place, progress)
@@ -171,16 +173,16 @@ def process_arrays(
 
 
 @contextlib.contextmanager
-def _workplace(wanted: Wanted) -> Iterator[tuple[SpoolRun, Path]]:
-    """A spool folder and a folder for results; what is temporary is removed at the end."""
+def workplace(wanted: Wanted) -> Iterator[tuple[Spool, Path]]:
+    """A spool and a folder for results; what is temporary is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="inscan-", dir=wanted.scratch) as scratch:
         results = wanted.folder or Path(scratch) / "results"
         results.mkdir(parents=True, exist_ok=True)
         spool = Spool(Path(scratch) / "spool", budget=_SPOOL_BYTES, min_free=0)
-        yield spool.run("run"), results
+        yield spool, results
 
 
-def _assemble(
+def assemble(
     stored: StoredRun, wanted: Wanted, spool: SpoolRun, progress: Progress
 ) -> list[Update]:
     """The run's finals and rejections.

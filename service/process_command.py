@@ -10,6 +10,7 @@ from inscan.callbacks.profile import BeamlineProfile, load_profile, shipped_prof
 from inscan.callbacks.sources.interface import StoredRun
 from inscan.service.derived import versions
 from inscan.service.offline import Progress, Record, Wanted, process_run, with_method
+from inscan.service.offline_stack import process_stack
 from inscan.service.offline_store import ResultStore
 from inscan.service.result_file import read_result
 from inscan.service.results import Results
@@ -41,6 +42,8 @@ class Command:
     data_roots : tuple of Path
     incomplete, again : bool
         See `inscan.service.offline.Wanted`.
+    stack : str or None
+        A line: the runs are maps of one place at several energies, and make one stack.
     """
 
     settings: Settings
@@ -53,6 +56,7 @@ class Command:
     data_roots: tuple[Path, ...] = ()
     incomplete: bool = False
     again: bool = False
+    stack: str | None = None
 
 
 def is_documents(what: str) -> bool:
@@ -73,11 +77,13 @@ def load_profiles(command: Command) -> tuple[BeamlineProfile, ...]:
     FileNotFoundError, ValueError
         A profile that cannot be used, or a method that does not go with any of them.
     """
+    if command.stack is not None and command.method not in (None, "subspace"):
+        raise ValueError(f"--stack makes an energy stack: subspace, not {command.method}")
     names = command.profiles or (
         command.settings.profiles if command.has_config else tuple(shipped_profiles())
     )
     profiles = [load_profile(name) for name in names]
-    if command.method is None and not command.parameters:
+    if command.stack is not None or (command.method is None and not command.parameters):
         return tuple(profiles)
     fitting, reasons = [], []
     for profile in profiles:
@@ -130,6 +136,12 @@ def process_runs(
             store, folder = _store(command)
             stack.enter_context(store)
             wanted = replace(wanted, folder=folder)
+        if command.stack is not None:
+            tell = progress(f"{len(runs)} maps")
+            found = tuple(runs.values())
+            own = command.parameters or {}
+            yield process_stack(found, command.stack, own, wanted, store, tell)
+            return
         for run in runs.values():
             yield from process_run(run, wanted, store, progress(run.uid))
 

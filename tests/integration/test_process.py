@@ -1,5 +1,6 @@
 """Stored runs processed offline: the keys, digests and commits of the live service, and no run that raises."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 from bluesky import RunEngine
+from bluesky_tiled_plugins import TiledWriter
+from tiled.client import from_uri
+from typer.testing import CliRunner
 
 from inscan.callbacks.profile import load_profile
+from inscan.callbacks.sources.files import write_documents
 from inscan.callbacks.sources.interface import Document, SourceError, StoredRun
 from inscan.profiles.samples import cells
 from inscan.profiles.simulation import sim_xrf
 from inscan.profiles.xrf_plans import fly_raster
+from inscan.service.cli import app
 from inscan.service.messages import derived_uid, job_key
 from inscan.service.offline import Wanted, process_run, with_method
+from inscan.service.offline_stack import process_stack
 from inscan.service.offline_store import ResultStore
 from inscan.service.result_file import read_result
-from inscan.service.tiled_http import PROCESSED, TiledHTTP
+from inscan.service.tiled_http import PROCESSED, RAW, TiledHTTP
 from inscan.service.tiled_server import EmbeddedTiled
 
 ROWS, COLS = 12, 14
@@ -192,3 +199,109 @@ def test_a_failure_is_recorded_and_overcome(
     assert node is not None
     assert node["metadata"]["stop"]["exit_status"] == "fail"
     assert store.find(record.key) is None
+
+
+@pytest.fixture
+def in_tiled(take: Any, tiled: EmbeddedTiled) -> str:
+    """A raw run written into Tiled as bluesky's own writer does; returns its uid."""
+    client = from_uri(tiled.uri, api_key=tiled.api_key.get_secret_value())
+    documents = take()
+    writer = TiledWriter(client[RAW])
+    for name, doc in documents:
+        writer(name, doc)
+    client.context.http_client.close()
+    return documents[0][1]["uid"]
+
+
+@pytest.fixture
+def state(folder: Path, tiled: EmbeddedTiled) -> Iterator[Path]:
+    """The state directory as a running service leaves it."""
+    file = folder / "service.json"
+    file.write_text(json.dumps({"tiled": tiled.uri}))
+    yield folder
+    file.unlink()
+
+
+def run_command(*options: Any, status: int = 0) -> Any:
+    result = CliRunner().invoke(app, ["process", *map(str, options), "--threads", "1", "--json"])
+    assert result.exit_code == status, (result.output, result.exception)
+    return json.loads(result.stdout)
+
+
+def test_a_run_in_tiled_is_processed_and_made_again(
+    in_tiled: str, state: Path, data: Path, tmp_path: Path
+) -> None:
+    options = (in_tiled[:9], "--state", state, "--data-root", data)
+    (record,) = run_command(*options)
+    assert (record["state"], record["fate"]) == ("done", "written"), record
+    assert record["key"] == job_key(in_tiled, "primary", "n2n", {})
+    assert Path(record["path"]).parent == state / "results"
+    (record,) = run_command(*options)
+    assert record["fate"] == "there"
+    # Another method is another result; from it alone each is made again, byte for byte.
+    (finer,) = run_command(*options, "--method", "superres", "--parameter", "factor=2")
+    assert (finer["fate"], finer["recipe"]) == ("written", "superres")
+    for one in (record, finer):
+        again = run_command("--reproduce", one["result_uid"], "--state", state, "--data-root", data)
+        assert again["same"] and again["record"]["digest"] == one["digest"], again
+    # Files alone, with a picture.
+    (file,) = run_command(*options, "--out", tmp_path / "out")
+    assert file["digest"] == record["digest"]
+    assert Path(file["png"]).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_result_that_cannot_be_made_again_says_why(
+    in_tiled: str, state: Path, data: Path, tiled: EmbeddedTiled
+) -> None:
+    options = ("--state", state, "--data-root", data)
+    (record,) = run_command(in_tiled, *options)
+    node = f"{PROCESSED}/{record['result_uid']}"
+    with TiledHTTP(tiled.uri, tiled.api_key) as http:
+        found = http.get(node)
+        assert found is not None
+        start = found["metadata"]["start"]
+        start["result_digest"] = "sha256:0"
+        start["provenance"]["versions"]["numpy"] = "0.1"
+        http.update_metadata(node, {"start": start})
+    answer = run_command("--reproduce", record["result_uid"], *options, status=1)
+    assert not answer["same"]
+    assert any("numpy: then 0.1" in text for text in answer["differences"])
+
+
+def test_a_file_of_documents_is_processed_beside_it(
+    take: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = take()
+    path = tmp_path / "run.jsonl"
+    assert write_documents(path, documents) == len(documents)
+    monkeypatch.chdir(tmp_path)
+    (record,) = run_command(path, "--data-root", data)
+    assert record["state"] == "done" and (tmp_path / record["path"]).exists()
+    # A run of nobody's: one line says so, and the exit status.
+    documents[0] = ("start", {**documents[0][1], "beamline_id": "elsewhere"})
+    other = tmp_path / "other.msgpack"
+    write_documents(other, documents)
+    (record,) = run_command(other, status=1)
+    assert record["state"] == "passed_by" and "no profile" in record["reason"]
+
+
+def test_maps_at_several_energies_become_one_stack(
+    take: Any, wanted: Wanted, store: ResultStore, folder: Path
+) -> None:
+    runs = []
+    for energy in (7.20, 7.08, 7.12, 7.15):
+        documents = take()
+        start = {**documents[0][1], "scan": SCAN | {"energy": energy}}
+        runs.append(as_stored([("start", start), *documents[1:]]))
+    wanted = replace(wanted, folder=folder / "results")
+    record = process_stack(runs, "Fe_K", {}, wanted, store)
+    assert (record.state, record.fate, record.recipe) == ("done", "written", "subspace"), record
+    assert record.run_uid == runs[1].uid, "of the lowest energy"
+    values = read_result(Path(record.path)).processed.arrays[0]
+    assert values.values.shape == (4, ROWS, COLS)
+    assert values.labels is not None and values.labels[0] == "7080.00 eV"
+    # The order of the runs does not matter: the same stack is there already.
+    again = process_stack(runs[::-1], "Fe_K", {}, wanted, store)
+    assert (again.fate, again.key) == ("there", record.key)
+    alone = process_stack(runs[:1], "Fe_K", {}, wanted, store)
+    assert alone.state == "failed" and "at least two" in alone.reason
