@@ -17,7 +17,6 @@ from pydantic import SecretStr
 
 from inscan.callbacks.missing import Missing
 from inscan.callbacks.sources.interface import SourceError
-from inscan.service.tiled_http import TiledUnavailable
 
 __all__ = ["Catalog", "Mending", "Place", "Repairs"]
 
@@ -157,7 +156,7 @@ class Repairs:
         try:
             ended = self._fetch(mending, assembler, place)
             mending._trouble = "" if ended else "the run is there, and not whole"
-        except (SourceError, TiledUnavailable) as error:
+        except SourceError as error:
             mending._trouble = str(error)
         left = self._left(mending, assembler)
         mending.complete = ended and not left

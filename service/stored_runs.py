@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import httpx
-from tiled.client import from_uri
-
 from inscan.callbacks.link import default_state_dir
-from inscan.callbacks.sources.interface import Document, SourceError, StoredRun
-from inscan.callbacks.sources.tiled import run_documents, stored_run, tiled_runs
+from inscan.callbacks.sources.interface import Document, StoredRun
+from inscan.callbacks.sources.tiled import open_catalog, run_documents, stored_run, tiled_runs
 from inscan.service.show import TiledAccess, tiled_of
-from inscan.service.tiled_http import RAW, TiledUnavailable
 
 __all__ = ["find_run", "find_runs", "open_runs", "runs_of_tiled"]
 
@@ -43,9 +39,9 @@ def find_runs(
     LookupError
         There is no such run; one line that says where it was looked for.
     ConnectionError
-        No service runs, or Tiled does not answer or refuses the key.
+        No service runs, and no Tiled is named.
     SourceError
-        The file or catalog cannot be read.
+        The file or catalog cannot be read, Tiled does not answer or refuses the key.
     """
     if what.startswith(_DATABROKER):
         # Here, not above: databroker takes seconds to import, and only old catalogs need it.
@@ -106,36 +102,17 @@ def runs_of_tiled(
             yield _reopening(access, run, as_arrays)
 
 
-@contextmanager
-def open_runs(access: TiledAccess) -> Iterator[Any]:
-    """Connect to a Tiled; yields the client of its container of raw runs, and closes the connection.
-
-    That is ``raw`` where there is one, as in a Tiled of inscan, else what the address names.
-
-    Raises
-    ------
-    ConnectionError
-        Tiled does not answer, or refuses the key.
-    """
-    key = access.api_key and access.api_key.get_secret_value()
-    try:
-        client: Any = from_uri(access.uri, api_key=key)
-    except (httpx.HTTPError, RuntimeError, ValueError) as error:
-        raise TiledUnavailable(f"Tiled at {access.uri} cannot be used: {error}") from error
-    try:
-        yield client[RAW] if RAW in client else client
-    finally:
-        client.context.http_client.close()
+def open_runs(access: TiledAccess) -> AbstractContextManager[Any]:
+    """Connect to a Tiled; see `inscan.callbacks.sources.tiled.open_catalog`."""
+    key = None if access.api_key is None else access.api_key.get_secret_value()
+    return open_catalog(access.uri, key)
 
 
 def _reopening(access: TiledAccess, run: StoredRun, as_arrays: str) -> StoredRun:
     """The run with a connection of its own for each reading: nobody has to close one that is not read."""
 
     def documents() -> Iterator[Document]:
-        try:
-            with open_runs(access) as container:
-                yield from run_documents(container, run.uid, as_arrays=as_arrays)
-        except ConnectionError as error:
-            raise SourceError(str(error)) from error
+        with open_runs(access) as container:
+            yield from run_documents(container, run.uid, as_arrays=as_arrays)
 
     return StoredRun(run.uid, run.where, run.start, documents)

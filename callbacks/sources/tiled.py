@@ -3,18 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
+from tiled.client import from_uri
 from tiled.queries import Comparison, Eq, Like
 
 from inscan.callbacks.sources.interface import Document, SourceError, StoredRun
 from inscan.callbacks.sources.tiled_documents import RunReader
 
-__all__ = ["is_derived", "run_documents", "stored_run", "tiled_runs"]
+__all__ = ["is_derived", "open_catalog", "run_documents", "stored_run", "tiled_runs"]
 
 _SHORTEST_UID = 5
 _UID_LENGTH = 36
+_RAW = "raw"
+_API = "/api/v1"
+_TIMEOUT_S = 20.0
+
+
+@contextmanager
+def open_catalog(uri: str, api_key: str | None) -> Iterator[Any]:
+    """Connect to a Tiled; yields the client of its container of runs, and closes the connection.
+
+    That is ``raw`` where there is one, as in a Tiled of inscan, else what the address names.
+
+    Parameters
+    ----------
+    uri
+        ``http://HOST:PORT``, or the address of a container in it, ``http://HOST:PORT/api/v1/metadata/raw``.
+    api_key
+        A key that may read, where one is needed.
+
+    Raises
+    ------
+    SourceError
+        Tiled does not answer, refuses the key, or has no such container.
+    """
+    try:
+        # Asked plainly first: Tiled's client tries for half a minute, and leaves its connection open when refused.
+        _ask(uri, api_key)
+        client: Any = from_uri(uri, api_key=api_key)
+    except (httpx.HTTPError, httpx.InvalidURL, RuntimeError, ValueError, KeyError) as error:
+        raise SourceError(
+            f"Tiled at {uri} cannot be used ({error}): start it, or correct address and key"
+        ) from error
+    try:
+        yield client[_RAW] if _RAW in client else client
+    except httpx.TransportError as error:
+        raise SourceError(f"Tiled at {uri} does not answer any more ({error})") from error
+    finally:
+        client.context.http_client.close()
+
+
+def _ask(uri: str, api_key: str | None) -> None:
+    parts = urlsplit(uri)
+    path = parts.path.rstrip("/")
+    if not path.endswith(_API) and f"{_API}/" not in path:
+        path += _API
+    if path.endswith(_API):
+        path += "/metadata/"
+    headers = {} if api_key is None else {"Authorization": f"Apikey {api_key}"}
+    with httpx.Client(timeout=_TIMEOUT_S, trust_env=False, headers=headers) as http:
+        http.get(urlunsplit(parts._replace(path=path))).raise_for_status()
 
 
 def run_documents(container: Any, uid: str, *, as_arrays: str = "none") -> Iterator[Document]:

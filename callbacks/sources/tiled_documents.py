@@ -175,14 +175,16 @@ class RunReader:
         for first in range(state.rows, n, step):
             last = min(first + step, n)
             chosen = [i for i in range(first, last) if self._wanted(name, int(table.seq_nums[i]))]
-            state.rows = last
             if not chosen:
+                state.rows = last
                 continue
             values = {key: _cut(part, rows[key][first:last]) for key, part in arrays.items()}
             values |= {key: one.rows(table.seq_nums[first:last] - 1) for key, one in filled.items()}
             for i in chosen:
                 more = {key: found[i - first] for key, found in values.items()}
                 yield "event", _event(table, i, more, state.keys, stamps)
+                # Only now: what is prepared and never taken is to come again.
+                state.rows = i + 1
 
     def _events_without_table(
         self, name: str, node: Any, externals: Mapping[str, External]
@@ -197,8 +199,8 @@ class RunReader:
         for first in range(state.rows, n, step):
             last = min(first + step, n)
             chosen = [i for i in range(first, last) if self._wanted(name, i + 1)]
-            state.rows = last
             if not chosen:
+                state.rows = last
                 continue
             values = {one.key: one.rows(np.arange(first, last)) for one in filled}
             for i in chosen:
@@ -208,6 +210,7 @@ class RunReader:
                     if found[i - first] is not None
                 }
                 yield "event", _document(uid, i + 1, taken, data, dict.fromkeys(data, taken))
+                state.rows = i + 1
 
 
 class _Table:

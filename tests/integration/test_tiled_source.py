@@ -1,6 +1,8 @@
 """Runs that bluesky's own TiledWriter put into a real Tiled come out as documents that mean the same."""
 
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,15 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import zarr
 from bluesky_tiled_plugins import TiledWriter
 from event_model import compose_run
 from tiled.client import from_uri
+from tiled.server import SimpleTiledServer
 
 from inscan.callbacks.sources.interface import Document, SourceError
 from inscan.callbacks.sources.tiled import run_documents, stored_run, tiled_runs
+from inscan.callbacks.sources.tiled_live import TiledSource
 from inscan.service.tiled_http import RAW
 from inscan.service.tiled_server import EmbeddedTiled
 
@@ -152,7 +157,8 @@ def fly(folder: Path) -> Callable[..., tuple[Documents, np.ndarray]]:
         bundle = run.compose_descriptor(
             name="primary", data_keys={"fluor": {**_SPECTRA, "external": "STREAM:"}}, time=1001.0
         )
-        resource = run.compose_stream_resource(
+        compose: Any = run.compose_stream_resource
+        resource = compose(
             mimetype="application/x-hdf5",
             uri=f"file://localhost{path}",
             data_key="fluor",
@@ -279,3 +285,151 @@ def test_a_run_without_an_end_has_no_stop(raw: Any) -> None:
 def test_what_is_not_there_is_said(raw: Any) -> None:
     with pytest.raises(SourceError, match="nothing"):
         list(run_documents(raw, "nothing"))
+
+
+class Following:
+    """A source that runs in a thread, and what it handed on."""
+
+    def __init__(self, uri: str, key: str | None, **options: Any) -> None:
+        self.documents: Documents = []
+        self.stop = threading.Event()
+        self.source = TiledSource(uri, key, poll_s=0.2, **options)
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.source.run(lambda name, doc: self.documents.append((name, doc)), self.stop)
+        except SourceError as error:
+            self.error = error
+
+    def of(self, uid: str) -> Documents:
+        """Documents of one run."""
+        found, own = [], set()
+        for name, doc in list(self.documents):
+            links = {doc.get(k) for k in ("run_start", "descriptor", "stream_resource")}
+            if (name == "start" and doc["uid"] == uid) or uid in links or links & own:
+                own.add(doc.get("uid"))
+                found.append((name, doc))
+        return found
+
+    def ended(self, uid: str) -> bool:
+        return any(name == "stop" for name, _ in self.of(uid))
+
+
+@pytest.fixture
+def follow() -> Iterator[Callable[..., Following]]:
+    started: list[Following] = []
+
+    def make(uri: str, key: str | None, **options: Any) -> Following:
+        started.append(Following(uri, key, **options))
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.stop.set()
+    for one in started:
+        one.thread.join(30)
+        assert not one.thread.is_alive() and not one.source.ready.is_set()
+
+
+def test_a_catalog_without_live_stream_is_followed(
+    tiled: EmbeddedTiled, raw: Any, follow: Any, until: Any
+) -> None:
+    """Documents are handed on while the run goes on, each once; a run that began before is left alone."""
+    before = write(raw, step_run())
+    documents = step_run(5)
+    documents[0][1]["time"] = 5000.0
+    uid = documents[0][1]["uid"]
+    one = follow(tiled.uri, tiled.api_key.get_secret_value(), since=4999.0)
+    until(one.source.ready.is_set)
+    writer = TiledWriter(raw, batch_size=2)
+    for name, doc in documents[:6]:
+        writer(name, doc)
+    until(lambda: len(of(one.of(uid), "event")) == 2)
+    assert not one.ended(uid)
+    for name, doc in documents[6:]:
+        writer(name, doc)
+    until(lambda: one.ended(uid))
+    same(one.of(uid), documents)
+    assert one.of(before) == [] and one.source.counts["runs"] == 1
+    until(lambda: one.source.counts["hints"] == 0)
+
+
+def test_results_and_known_runs_are_left_alone(
+    tiled: EmbeddedTiled, raw: Any, follow: Any, until: Any
+) -> None:
+    asked: list[str] = []
+
+    def known(uids: Sequence[str]) -> list[str]:
+        asked.extend(uids)
+        return [done]
+
+    kinds = []
+    for raw_uid in (None, "somebody", None):
+        documents = step_run(2)
+        documents[0][1]["time"] = 9000.0
+        if raw_uid is not None:
+            documents[0][1]["raw_uid"] = raw_uid
+        kinds.append(write(raw, documents))
+    done, result, fresh = kinds
+    one = follow(tiled.uri, tiled.api_key.get_secret_value(), since=8999.0, known=known)
+    until(lambda: one.ended(fresh))
+    assert set(asked) == {done, fresh} and not one.of(done) and not one.of(result)
+    assert (one.source.counts["known"], one.source.counts["derived"]) == (1, 1)
+
+
+def test_runs_written_while_tiled_was_lost_are_found(
+    tmp_path: Path, follow: Any, until: Any
+) -> None:
+    key = "key0123"
+    with EmbeddedTiled(tmp_path, 0, key) as server:
+        one = follow(server.uri, key, since=0.0)
+        until(one.source.ready.is_set)
+        process = server._process
+        assert process is not None
+        process.kill()
+        until(lambda: one.source.counts["lost"] > 0)
+        assert not one.source.ready.is_set()
+        until(lambda: server.restarts > 0, 60)
+        until(one.source.ready.is_set, 60)
+        client = from_uri(server.uri, api_key=key)
+        documents = step_run(3)
+        uid = write(client[RAW], documents)
+        client.context.http_client.close()
+        until(lambda: one.ended(uid))
+        same(one.of(uid), documents)
+        one.stop.set()
+        one.thread.join(30)
+
+
+def test_the_live_stream_of_a_catalog_says_when_to_look(
+    tmp_path: Path, follow: Any, until: Any
+) -> None:
+    zarr.zeros((1,))  # starts one thread on its first use and keeps it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the server's own libraries
+        with SimpleTiledServer(tmp_path / "server", api_key="key0123") as server:
+            uri = server.uri.split("?")[0]
+            one = follow(uri, "key0123", since=0.0)
+            one.source._poll_s = 600.0
+            until(one.source.ready.is_set)
+            client = from_uri(uri, api_key="key0123")
+            documents = step_run(3)
+            # The subscription is made after the first look; until then the clock counts.
+            until(lambda: "inscan-tiled-hints" in {t.name for t in threading.enumerate()})
+            uid = write(client, documents)
+            until(lambda: one.ended(uid), 30)
+            assert one.source.counts["hints"] > 0
+            same(one.of(uid), documents)
+            one.stop.set()
+            one.thread.join(30)
+            client.context.http_client.close()
+
+
+def test_a_source_that_cannot_be_used_says_so(tiled: EmbeddedTiled, follow: Any) -> None:
+    for uri, key in (("http://127.0.0.1:9", "k"), (tiled.uri, "wrong")):
+        one = follow(uri, key)
+        one.thread.join(60)
+        assert one.error is not None and uri in str(one.error)
