@@ -80,7 +80,7 @@ def test_the_step_is_taken_from_who_says_it_and_said():
         "2 x 1 (slow x fast) from the profile"
     )
     found = choose_grid(points)
-    assert "median distance of neighbours" in found.said
+    assert "median distance of neighbour 4" in found.said
     assert 0.8 < found.step[0] == found.step[1] < 1.2
 
 
@@ -93,18 +93,23 @@ def test_axes_in_other_units_are_measured_in_one():
 
 
 def test_uneven_lists_are_no_even_lattice():
-    found = choose_grid(list_grid([0, 1, 5], [4, 3, 5, 0]).positions)
-    assert found.step == (1, 1)
-    assert "lattice" not in found.said
+    assert "lattice" not in choose_grid(list_grid([0, 1, 5], [4, 3, 5, 0]).positions).said
 
 
-def test_pairs_of_points_do_not_make_a_grid_of_billions():
+def test_clusters_do_not_make_a_grid_of_billions():
     rng = np.random.default_rng(1)
-    pairs = np.repeat(rng.uniform(0, 1e4, (2, 100)), 2, axis=1)
-    pairs[:, ::2] += 1e-3
-    found = choose_grid(pairs)
+    clusters = np.repeat(rng.uniform(0, 1e4, (2, 100)), 6, axis=1)
+    clusters += rng.uniform(0, 1e-3, clusters.shape)
+    found = choose_grid(clusters)
     assert found.shape[0] * found.shape[1] <= 1 << 16
     assert "widened" in found.said
+
+
+def test_points_of_chance_fill_most_of_their_pixels():
+    points = np.random.default_rng(2).uniform(0, 10, (2, 2000))
+    found = choose_grid(points)
+    filled = len(np.unique(found.pixels(points))) / (found.shape[0] * found.shape[1])
+    assert 0.6 < filled < 0.75
 
 
 def test_what_cannot_be_a_grid():
@@ -123,6 +128,8 @@ def test_a_line_is_one_row():
     found = choose_grid(line)
     assert found.shape == (1, 5)
     assert found.step == (1.0, 1.0)
+    slanted = choose_grid(np.stack([np.arange(9.0), 2 * np.arange(9.0)]))
+    np.testing.assert_allclose(slanted.step, 5**0.5)
 
 
 @few
