@@ -1,5 +1,6 @@
 """Maps of NSLS-II SRX, from documents as it writes them, are what was measured."""
 
+import copy
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -222,12 +223,13 @@ def filled(documents: Documents) -> Documents:
     return out
 
 
+@pytest.mark.parametrize("in_events", [True, False])
 @pytest.mark.parametrize("snake", [True, False])
-def test_rows_that_were_cut_short_are_masked_where_they_end(tmp_path, snake) -> None:
+def test_rows_that_were_cut_short_are_masked_where_they_end(tmp_path, snake, in_events) -> None:
     sample = truth()
     lengths = {1: 2, 3: 6}
-    documents = filled(list(fly(tmp_path, sample, snake=snake, lengths=lengths)))
-    update = final(assemble(documents, tmp_path))
+    documents = list(fly(tmp_path, sample, snake=snake, lengths=lengths))
+    update = final(assemble(filled(documents) if in_events else documents, tmp_path))
     measured = np.ones((4, 5), bool)
     measured[1] = [False, False, False, True, True] if snake else [True, True, False, False, False]
     agrees(update, sample, measured)
@@ -515,3 +517,61 @@ def _needs(event: dict[str, Any]) -> set[str]:
     unused = ("zebra_time", "enc2", "enc3", "im", "it")
     ids = {v for k, v in event["data"].items() if isinstance(v, str) and k not in unused}
     return {event["uid"]} | ids
+
+
+JUNK: list[Any] = [
+    None,
+    "",
+    "x",
+    -1,
+    0,
+    10**30,
+    float("nan"),
+    [],
+    [[1], [2, 3]],
+    {},
+    {"a": 1},
+    True,
+]
+
+
+def spoiled(doc: dict[str, Any], order: random.Random) -> dict[str, Any]:
+    """A copy with one value, anywhere inside, replaced by junk or taken out."""
+    doc = copy.deepcopy(dict(doc))
+    inner: Any = doc
+    while True:
+        key = order.choice(sorted(inner, key=str))
+        if isinstance(inner[key], dict) and inner[key] and order.random() < 0.8:
+            inner = inner[key]
+            continue
+        if order.random() < 0.3:
+            del inner[key]
+        else:
+            inner[key] = order.choice(JUNK)
+        return doc
+
+
+@settings(
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(order=st.randoms(use_true_random=False))
+def test_whatever_a_document_holds_the_run_ends_and_what_is_measured_is_true(
+    recorded, order: random.Random
+) -> None:
+    documents, _, folder, whole = recorded
+    rest = list(documents[1:-1])
+    for index in order.sample(range(len(rest)), order.randint(1, 3)):
+        name, doc = rest[index]
+        rest[index] = (name, spoiled(doc, order))
+    update = assemble([documents[0], *rest, documents[-1]], folder)[-1]
+    json.dumps(update.meta, allow_nan=False)
+    assert update.kind in ("final", "rejected")
+    if update.kind == "final":
+        arrays = update.arrays
+        assert np.isfinite(arrays["counts"]).all() and (arrays["exposure"] >= 0).all()
+        assert (arrays["exposure"] > 0).any(axis=0)[arrays["measured"]].all()
+        assert not arrays["counts"][:, :, ~arrays["measured"]].any()
+        assert arrays["measured"].sum() <= whole.arrays["measured"].sum()
