@@ -664,6 +664,81 @@ def test_a_start_document_that_cannot_be_used_says_why(change, said):
         open_assembler(start, [PROFILE])
 
 
+def four_elements(order: list[str], **keys: Any) -> tuple[StepRun, BeamlineProfile]:
+    """A step scan whose detector comes as one array of four elements, axes in this order."""
+    run = StepRun(3, 4, channels=4, spectra=True)
+    assert run.spectra is not None
+    at = [["channel", "bin"].index(axis) for axis in order]
+    data_keys = run.descriptor["data_keys"]
+    for name in [key for key in data_keys if "channel" in key]:
+        del data_keys[name]
+    shape = [(4, BINS)[axis] for axis in at]
+    data_keys["mca"] = {"dtype": "array", "shape": [1, *shape], "source": "sim"}
+    data_keys["elapsed"] = {"dtype": "number", "shape": [], "source": "sim"}
+    for seq, event in enumerate(run.events, start=1):
+        row, col = run.geometry.pixel_of(seq)
+        pixel = row * 4 + col
+        data = {k: v for k, v in event["data"].items() if "channel" not in k}
+        data["mca"] = run.spectra[:, :, pixel].transpose(at)
+        data["elapsed"] = 1000 * float(run.live[0, pixel])
+        event["data"] = data
+    content = from_spectra().model_dump(mode="json")
+    content["xrf"]["step"] |= {"spectrum": ["fluor", "mca"], "axes": {"spectrum": order}}
+    content["xrf"]["step"] |= {"live_time": ["mca_live", "elapsed"], "live_time_s": 1e-3, **keys}
+    return run, BeamlineProfile.model_validate(content)
+
+
+@pytest.mark.parametrize("order", [["channel", "bin"], ["bin", "channel"]])
+def test_four_elements_in_one_array_with_the_channel_on_any_axis(order):
+    run, profile = four_elements(order)
+    update = final(run.assemble(profile=profile))
+    assert run.spectra is not None
+    assert update.meta["channels"] == [1, 2, 3, 4]
+    low, high = (int(np.ceil(edge / 10)) for edge in update.meta["windows_ev"][1])
+    np.testing.assert_array_equal(
+        update.arrays["counts"][:, 1].reshape(4, -1), run.spectra[:, low:high].sum(axis=1)
+    )
+    # One live time for all of them, in another unit.
+    relative = run.i0 / np.median(run.i0)
+    np.testing.assert_allclose(
+        update.arrays["exposure"].reshape(4, -1), np.tile(run.live[0] * relative, (4, 1)), rtol=1e-5
+    )
+    assert update.meta["warnings"] == []
+
+
+def test_some_of_the_elements_of_one_array():
+    run, profile = four_elements(["bin", "channel"])
+    content = profile.model_dump(mode="json")
+    content["xrf"]["channels"] = [4, 2]
+    some = final(run.assemble(profile=BeamlineProfile.model_validate(content)))
+    every = final(run.assemble(profile=profile))
+    assert some.meta["channels"] == [4, 2]
+    np.testing.assert_array_equal(some.arrays["counts"], every.arrays["counts"][[3, 1]])
+
+
+def test_spectra_that_change_their_length_within_a_run_are_refused_by_name():
+    run = StepRun(spectra=True)
+    keys = copy.deepcopy(dict(run.descriptor["data_keys"]))
+    for key in ("xs_channel01_fluor", "xs_channel02_fluor"):
+        keys[key]["shape"] = [BINS // 2]
+    later = run.descriptor | {"uid": "second", "data_keys": keys}
+    documents = [*events(run)[:5], ("descriptor", later), *events(run)[5:]]
+    update = run.assemble(documents, profile=from_spectra())[-1]
+    assert update.kind == "rejected"
+    assert "xs_channel01_fluor has 512 bins" in update.meta["reason"]
+
+
+@pytest.mark.parametrize("value", [0.0, -10.0, 1e-9, float("nan"), "wide", [1]])
+def test_an_energy_axis_that_no_detector_has_is_refused(value):
+    run = StepRun(spectra=True)
+    descriptor = copy.deepcopy(dict(run.descriptor))
+    descriptor["configuration"]["xs"]["data"]["xs_energy_per_bin"] = value
+    run.descriptor = descriptor
+    update = run.assemble(profile=from_spectra())[-1]
+    assert update.kind == "rejected"
+    assert "energy" in update.meta["reason"]
+
+
 class FlyRun:
     """A fly raster: one file, one stream_datum per row and key."""
 
