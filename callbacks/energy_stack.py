@@ -87,6 +87,14 @@ class StackArrays:
         """Images with pixels that are not good."""
         return len(self._masks)
 
+    def image(self, row: int, part: int) -> np.ndarray | None:
+        """Return the mean frame of an image, (row, col), None where it has not come."""
+        if not self._n_frames[row][part]:
+            return None
+        if self._again is None or not self._parts[row]:
+            return self._frames[row]
+        return self._again[self._first[row] + part]
+
     def place(self, row: int, part: int, frames: np.ndarray) -> None:
         """Place the frames (frame, row, col) of an image; a second time replaces the first."""
         good = good_pixels(frames, self._saturation)

@@ -24,6 +24,8 @@ __all__ = ["EnergyStack"]
 
 # Bytes per energy and pixel of a stack: frames, transmission, variance and the mask; and per flat.
 _BYTES, _FLAT_BYTES = 13, 8
+# Darks and flats that are compared with images: frames with noise are never the same twice.
+_COMPARED = 3
 
 
 class EnergyStack:
@@ -139,7 +141,7 @@ class EnergyStack:
 
     def updates(self, final: tuple[str, str] | None) -> list[Update]:
         status, reason = final or ("running", "")
-        misfit = self._readback.misfit()
+        misfit = self._readback.misfit() or self._misread()
         if misfit is not None:
             return [] if final is None else [self.rejected(misfit)]
         for beams in self._beams:
@@ -245,6 +247,34 @@ class EnergyStack:
         own = stack // self._plan.positions
         lit = [repeat for repeat, beams in enumerate(self._beams) if beams.has_flats]
         return self._beams[min(lit, key=lambda repeat: abs(repeat - own), default=own)]
+
+    def _misread(self) -> str | None:
+        """Return that darks or flats are the frames of the images; None when they are not.
+
+        Streams may share a file; a catalog may have forgotten who has which rows of it.
+        """
+        for kind in ("dark", "flat"):
+            alike = []
+            for seq_num, mean in self._beams[0].means(kind).items() if self._beams else ():
+                image = self._image(seq_num)
+                if image is not None:
+                    alike.append(bool(np.array_equal(image, mean)))
+                if alike and (not all(alike) or len(alike) == _COMPARED):
+                    break
+            if alike and all(alike):
+                return (
+                    f"the {kind} frames are the very frames of the images: their documents point to"
+                    f" the same rows of one file (a Tiled catalog loses which stream of a shared file"
+                    f" has which rows; take the run from its own documents)"
+                )
+        return None
+
+    def _image(self, seq_num: int) -> np.ndarray | None:
+        plan = self._plan
+        if seq_num > plan.n_images:
+            return None
+        stack, energy = plan.image(seq_num)
+        return self._stacks[stack].image(int(plan.row_of[energy]), int(plan.part_of[energy]))
 
     def _missing(self) -> str:
         """Return which kinds of frames are not there, in words."""

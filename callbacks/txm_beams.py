@@ -137,6 +137,11 @@ class Beams:
         """Place the frames of a flat event, counted from 1; False when there are too many."""
         return self._place(self._flats, "flat", seq_num, frames)
 
+    def means(self, kind: str) -> dict[int, np.ndarray]:
+        """Return the mean frames of ``dark`` or ``flat`` by event, (row, col) each."""
+        sets = self._darks if kind == "dark" else self._flats
+        return {seq: one.mean for seq, one in sets.items()}
+
     def flat_energy(self, seq_num: int, energy_ev: float) -> None:
         """Say at which energy a flat was taken."""
         if seq_num <= self._most:

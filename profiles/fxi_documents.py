@@ -55,6 +55,10 @@ class FXIScan:
         Exposure of flats relative to that of the images; recorded in the camera's configuration.
     baseline
         Whether zone plate and detector are read before and after.
+    time_stamps
+        Whether the frames' times are announced too, as a second kind of resource.
+    own_flat_file
+        Whether `xanes_scan` stages the camera anew before its flats.
     metadata
         Added to the start document.
     seed
@@ -69,6 +73,8 @@ class FXIScan:
     energy_units: Literal["keV", "eV", ""] = "keV"
     flat_exposure: float = 1.0
     baseline: bool = True
+    time_stamps: bool = True
+    own_flat_file: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -165,6 +171,8 @@ class FXIScan:
         if self.plan == "xanes_scan":
             for energy, images in zip(self.energies_kev, self.images[0], strict=True):
                 yield from writer.event("primary", images[0], energy)
+            if self.own_flat_file:
+                yield from writer.stage()
             for energy, flat in zip(self.energies_kev, self.flats[0], strict=True):
                 yield from writer.event("flat", flat, energy, x=1000.0)
         else:
@@ -228,6 +236,7 @@ class _Writer:
                 resource_kwargs={"frame_per_point": self._scan.chunk},
             )
             for key, spec in ((_CAMERA, "AD_HDF5"), (_STAMPS, "AD_HDF5_TS"))
+            if key == _CAMERA or self._scan.time_stamps
         }
         for resource in self._resources.values():
             yield "resource", resource.resource_doc
@@ -276,11 +285,13 @@ class _Writer:
         units = self._scan.energy_units
         exposure = 0.05 * (self._scan.flat_exposure if stream == "flat" else 1.0)
         settings = {"Andor_cam_acquire_time": exposure, "Andor_cam_num_images": shape[0]}
+        files = {_CAMERA: external | {"shape": list(shape), "dtype_str": "<u2"}}
+        if self._scan.time_stamps:
+            files[_STAMPS] = external | {"shape": [shape[0]], "dtype_str": "<f8"}
         return self.run.compose_descriptor(
             name=stream,
             data_keys={
-                _CAMERA: external | {"shape": list(shape), "dtype_str": "<u2"},
-                _STAMPS: external | {"shape": [shape[0]], "dtype_str": "<f8"},
+                **files,
                 "ic3": _scalar("ic3"),
                 "XEng": _scalar("XEng", units),
                 **{key: _scalar(key, "um") for key in ("zps_sx", "zps_sy", "zps_sz")},
@@ -293,7 +304,7 @@ class _Writer:
                     "data_keys": {key: _scalar(key) for key in settings},
                 }
             },
-            object_keys={"Andor": [_CAMERA, _STAMPS], "ic3": ["ic3"], "XEng": ["XEng"]},
+            object_keys={"Andor": list(files), "ic3": ["ic3"], "XEng": ["XEng"]},
         )
 
     def _event(self, bundle: Any, data: Mapping[str, Any]) -> dict[str, Any]:
