@@ -13,6 +13,7 @@ import re
 import socket
 import struct
 import threading
+import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,7 +88,9 @@ class LogFile:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             log = cls(path, fd, run_uid, 0, live=True)
-            head = {"version": 1, "run_uid": run_uid, "host": socket.gethostname()}
+            # The id tells logs apart that one process keeps of one run.
+            head = {"version": 1, "run_uid": run_uid, "id": uuid.uuid4().hex}
+            head |= {"host": socket.gethostname()}
             log.append(pack_parts(["log", {**head, "pid": os.getpid()}]))
         except BaseException:
             path.unlink(missing_ok=True)

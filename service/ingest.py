@@ -5,7 +5,6 @@ files are slow holds up no other. A client may delete its log (RELEASE) only aft
 finals are durable; until then a new service asks for everything again.
 """
 
-import contextlib
 import logging
 import os
 import threading
@@ -14,27 +13,24 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from typing import Any
 
 import zmq
 
 from inscan.callbacks.wire import (
-    MAX_DOCUMENT_BYTES,
-    Buffer,
     Message,
     VersionError,
     WireError,
     decode_message,
-    encode_message,
     pack,
     unpack,
 )
 from inscan.service.clients import Client, Clients, Recent
+from inscan.service.ingest_line import Line
 from inscan.service.intake import RunIntake, Uses
-from inscan.service.mailbox import Mailbox, Outcome, SnapshotDone
+from inscan.service.mailbox import Mailbox, Outcome
 from inscan.service.readers import LIVING_S
-from inscan.service.sockets import bind_router
+from inscan.service.telling import Telling
 
 logger = logging.getLogger(__name__)
 
@@ -105,11 +101,11 @@ class Ingest:
         self._incomplete_after = incomplete_after
         self._retry_after = retry_after
         self._runs: dict[str, RunIntake] = {}
-        self._clients = Clients()
         self._finished = Recent(_FINISHED)
         self._orphans = dict.fromkeys(unfinished, time.monotonic())
-        self._context: zmq.Context | None = None
-        self._socket: zmq.Socket | None = None
+        self._clients = Clients()
+        self._line = Line(self.counts)
+        self._telling = Telling(self._line, self._clients, outcome_of, self.boot)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="inscan-run")
@@ -117,31 +113,18 @@ class Ingest:
         self._thread = threading.Thread(target=self._run, name="inscan-ingest")
 
     def bind(self) -> str:
-        """Listen.
-
-        Returns
-        -------
-        str
-            The address clients connect to, with the real port.
+        """Listen; returns the address clients connect to, with the real port.
 
         Raises
         ------
         OSError
             If somebody listens there already, or it is no address of this machine.
         """
-        self._context = zmq.Context()
-        try:
-            self._socket, address = bind_router(
-                self._context, self._address, "ingest", max_message=MAX_DOCUMENT_BYTES + 2**20
-            )
-        except OSError:
-            self._context.term()
-            raise
-        return address
+        return self._line.bind(self._address)
 
     def start(self) -> None:
         """Start the thread; `bind` first."""
-        if self._socket is None:
+        if self._line.socket is None:
             raise RuntimeError("bind() before start()")
         self._thread.start()
 
@@ -157,7 +140,7 @@ class Ingest:
 
     def _run(self) -> None:
         poller = zmq.Poller()
-        for source in (self._socket, self._wake, self._mailbox.fileno()):
+        for source in (self._line.socket, self._wake, self._mailbox.fileno()):
             poller.register(source, zmq.POLLIN)
         try:
             while not self._stopping.is_set():
@@ -176,9 +159,7 @@ class Ingest:
         self._menders.shutdown(wait=True, cancel_futures=True)
         for run in self._runs.values():
             run.close()
-        if self._socket is not None and self._context is not None:
-            self._socket.close(linger=0)
-            self._context.term()
+        self._line.close()
         os.close(self._wake)
 
     def _turn(self, poller: zmq.Poller) -> None:
@@ -186,11 +167,9 @@ class Ingest:
             if source == self._wake:
                 os.eventfd_read(self._wake)
         for item in self._mailbox.drain():
-            self._mail(item)
-        assert self._socket is not None
-        with contextlib.suppress(zmq.Again):
-            for _ in range(_BATCH):
-                self._message(self._socket.recv_multipart(zmq.NOBLOCK))
+            self._telling.mail(item)
+        for frames in self._line.received(_BATCH):
+            self._message(frames)
         now = time.monotonic()
         for run in list(self._runs.values()):
             self._put_to_work(run)
@@ -199,24 +178,13 @@ class Ingest:
             self._report(run, now)
         self._watch_clocks(now)
 
-    def _send(self, identity: bytes, kind: str, header: Mapping[str, Any], *chunks: Buffer) -> None:
-        """Send if the client is there; whatever is lost is asked for again."""
-        assert self._socket is not None
-        try:
-            frames = [identity, *encode_message(kind, header, *chunks)]
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
-            self.counts["unsent"] += 1
-
     def _message(self, frames: list[bytes]) -> None:
         identity, *rest = frames
         try:
             message = decode_message(rest)
         except VersionError as error:
             self.counts["garbage"] += 1
-            self._send(identity, "ERR", {"code": "protocol", "message": str(error)})
+            self._line.send(identity, "ERR", {"code": "protocol", "message": str(error)})
             return
         except WireError:
             self.counts["garbage"] += 1
@@ -235,9 +203,9 @@ class Ingest:
             case "HELLO":
                 client.name, client.host_id = str(header["client"]), str(header["host_id"])
                 client.pid = int(header["pid"])
-                self._welcome(identity, client)
+                self._telling.welcome(identity, client)
             case "PING":
-                self._welcome(identity, client)
+                self._telling.welcome(identity, client)
             case "DOC":
                 (chunk,) = message.chunks
                 offset, following = int(header["offset"]), int(header["next"])
@@ -245,17 +213,11 @@ class Ingest:
             case "SYNC":
                 self._sync(identity, client, _uid(header), bool(header["ended"]))
             case "WATCH":
-                self._watch(identity, client, _uid(header))
+                self._telling.watch(identity, client, _uid(header))
             case "REQUEST":
                 self._request(identity, header, message)
             case _:
                 raise ValueError("unknown kind of message")
-
-    def _welcome(self, identity: bytes, client: Client) -> None:
-        # A line that was cut comes back under another identity: then the client is not known, must
-        # introduce itself, and asks again for whatever went missing with the line.
-        header = {"service": f"inscan {_VERSION}", "boot": self.boot, "known": bool(client.name)}
-        self._send(identity, "WELCOME", header)
 
     def _over(self, run_uid: str) -> bool:
         if run_uid not in self._finished and run_uid not in self._runs:
@@ -273,7 +235,7 @@ class Ingest:
         payload: bytes,
     ) -> None:
         if self._over(run_uid):
-            self._send(identity, "RELEASE", {"run": run_uid})
+            self._line.send(identity, "RELEASE", {"run": run_uid})
             return
         run = self._runs.get(run_uid)
         if run is not None:
@@ -281,11 +243,11 @@ class Ingest:
             if run is None:
                 return
         elif offset != 0:
-            self._send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
+            self._line.send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
             return
         elif len(self._runs) >= _MAX_RUNS:
             message = f"{_MAX_RUNS} runs are open already; {run_uid} has to wait"
-            self._send(identity, "ERR", {"code": "busy", "message": message})
+            self._line.send(identity, "ERR", {"code": "busy", "message": message})
             return
         else:
             run = self._open(run_uid, identity, client, payload)
@@ -322,7 +284,7 @@ class Ingest:
                 run.client = identity
                 self._resume(run)
             case "prove":
-                self._send(identity, "RESUME", {"run": run.run_uid, "offset": 0, "placed": 0})
+                self._line.send(identity, "RESUME", {"run": run.run_uid, "offset": 0, "placed": 0})
             case "replace" if first is not None and run.idle:
                 logger.warning("run %s is taken from another client's log", run.run_uid)
                 run.close()
@@ -333,12 +295,12 @@ class Ingest:
                     f"run {run.run_uid} comes from another client already; this log of it is kept"
                     " until the run is over"
                 )
-                self._send(identity, "ERR", {"code": "doubled", "message": message})
+                self._line.send(identity, "ERR", {"code": "doubled", "message": message})
         return None
 
     def _resume(self, run: RunIntake) -> None:
         header = {"run": run.run_uid, "offset": run.expected, "placed": run.placed}
-        self._send(run.client, "RESUME", header)
+        self._line.send(run.client, "RESUME", header)
 
     def _put_to_work(self, run: RunIntake) -> None:
         if run.claim():
@@ -358,11 +320,11 @@ class Ingest:
 
     def _sync(self, identity: bytes, client: Client, run_uid: str, ended: bool) -> None:
         if self._over(run_uid):
-            self._send(identity, "RELEASE", {"run": run_uid})
+            self._line.send(identity, "RELEASE", {"run": run_uid})
             return
         run = self._runs.get(run_uid)
         if run is None:
-            self._send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
+            self._line.send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
             return
         if self._of(run, identity, client, None) is None:
             return
@@ -371,13 +333,6 @@ class Ingest:
         if ended and run.idle and run.state == "open":
             run.end("the acquisition ended without a stop document")
             self._put_to_work(run)
-
-    def _watch(self, identity: bytes, client: Client, run_uid: str) -> None:
-        outcome = self._outcome_of(run_uid)
-        if outcome is not None:
-            self._send(identity, "OUTCOME", {"run": run_uid}, pack(outcome))
-        else:
-            self._clients.watch(client, run_uid)
 
     def _request(self, identity: bytes, header: Mapping[str, Any], message: Message) -> None:
         (chunk,) = message.chunks
@@ -389,28 +344,14 @@ class Ingest:
         except Exception as error:  # noqa: BLE001 - the caller gets to know, the service goes on
             logger.warning("request %s refused: %s", header["op"], error)
             packed = pack({"ok": False, "reason": str(error) or type(error).__name__})
-        self._send(identity, "REPLY", {"id": header["id"]}, packed)
-
-    def _mail(self, item: object) -> None:
-        match item:
-            case Outcome(run_uid, payload):
-                self._publish(run_uid, "OUTCOME", {"run": run_uid}, pack(payload))
-                self._clients.told(run_uid)
-            case SnapshotDone(run_uid, rows, path):
-                self._publish(run_uid, "SNAPSHOT", {"run": run_uid, "rows": rows, "path": path})
-            case _:
-                raise TypeError(f"ingest takes no {type(item).__name__}")
-
-    def _publish(self, run_uid: str, kind: str, header: Mapping[str, Any], *chunks: Buffer) -> None:
-        for identity in list(self._clients.watching(run_uid)):
-            self._send(identity, kind, header, *chunks)
+        self._line.send(identity, "REPLY", {"id": header["id"]}, packed)
 
     def _report(self, run: RunIntake, now: float) -> None:
         """Tell the client what has become of what it sent."""
         placed, state = run.placed, run.state
         if placed > run.told:
             run.told = placed
-            self._send(run.client, "ACK", {"run": run.run_uid, "offset": placed})
+            self._line.send(run.client, "ACK", {"run": run.run_uid, "offset": placed})
         if run.behind and not run.mending:
             run.behind = False
             self._resume(run)
@@ -420,16 +361,18 @@ class Ingest:
             run.held_at = run.held_at or now
             if now - run.held_at > self._retry_after:
                 del self._runs[run.run_uid]
-                self._send(run.client, "RESUME", {"run": run.run_uid, "offset": 0, "placed": 0})
+                self._line.send(
+                    run.client, "RESUME", {"run": run.run_uid, "offset": 0, "placed": 0}
+                )
             return
         del self._runs[run.run_uid]
         self._finished.add(run.run_uid)
-        self._send(run.client, "RELEASE", {"run": run.run_uid})
+        self._line.send(run.client, "RELEASE", {"run": run.run_uid})
         outcome = self._outcome_of(run.run_uid)
         if outcome is None and state in ("failed", "passed_by"):
             outcome = {"status": state, "reason": run.reason, "proposals": []}
         if outcome is not None:
-            self._mail(Outcome(run.run_uid, outcome))
+            self._telling.mail(Outcome(run.run_uid, outcome))
 
     def _watch_clocks(self, now: float) -> None:
         for run in list(self._runs.values()):
@@ -453,6 +396,3 @@ def _uid(header: Mapping[str, Any]) -> str:
     if not isinstance(uid, str) or not 0 < len(uid) <= 256:
         raise ValueError("a run is named by a text of 1 to 256 characters")
     return uid
-
-
-_VERSION = version("inscan")
