@@ -7,6 +7,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from inscan.service.archive_choice import Naming, choose, values_of
+from inscan.service.archive_files import open_archive
+
 __all__ = ["APS_LINES", "PIXL_LINES", "SpectrumFile", "Windows", "read_aps", "read_eds", "read_fly"]
 __all__ += ["read_pixl", "read_repeats", "read_vanadium", "window_counts"]
 
@@ -63,11 +66,11 @@ def read_aps(path: Path) -> NDArray[np.float32]:
 
 def read_fly(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Line counts of the fly map, (element, line, row, col), and live time over its mean."""
-    with h5py.File(path) as file:
-        group = file["MAPS_RAW"]
-        assert isinstance(group, h5py.Group)
-        spectra = np.stack([np.asarray(group[f"data_{letter}"]) for letter in "abcd"])
-        live = np.asarray(group["livetime"], dtype=np.float32)
+    with open_archive(path) as archive:
+        reading = choose(archive, Naming())
+        spectra, _ = values_of(reading, None)
+        assert reading.live_time is not None
+        live = np.asarray(reading.live_time.data.read(()), dtype=np.float32)
     counts = window_counts(spectra.transpose(0, 2, 3, 1), APS_LINES).transpose(0, 3, 1, 2)
     return counts, live / live.mean()
 
@@ -84,13 +87,13 @@ def read_pixl(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 def read_eds(path: Path, most_bins: int = 1024) -> SpectrumFile:
     """A sparse EDS cube; neighbouring bins are added until there are at most so many."""
-    with np.load(path) as stored:
-        shape = tuple(int(n) for n in stored["shape"])
-        flat = np.zeros(int(np.prod(shape)), dtype=np.uint16)
-        flat[stored["idx"]] = stored["val"]
-        first, step = stored["keV0_dkeV"]
+    with open_archive(path) as archive:
+        reading = choose(archive, Naming())
+        counts, _ = values_of(reading, None)
+    assert reading.bin_ev is not None
+    first, step = (value / 1e3 for value in reading.bin_ev)
+    shape = counts.shape
     width = -(-shape[2] // most_bins)
-    counts = flat.reshape(shape)
     if width > 1:
         counts = np.add.reduceat(counts, np.arange(0, shape[2], width), axis=2, dtype=np.uint32)
     kev = first + step * (width * (np.arange(counts.shape[2]) + 0.5) - 0.5)
@@ -100,7 +103,8 @@ def read_eds(path: Path, most_bins: int = 1024) -> SpectrumFile:
 
 def read_repeats(path: Path) -> NDArray[np.float64]:
     """Counts of repeated spectra, (repeat, channel)."""
-    return np.loadtxt(path, delimiter=",", skiprows=1)[:, 1:]
+    with open_archive(path) as archive:
+        return values_of(choose(archive, Naming(dims=("col", "bin"))), None)[0]
 
 
 def read_vanadium(
