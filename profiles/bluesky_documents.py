@@ -82,14 +82,16 @@ class _Run:
     def motor_keys(self, units: str = "um", **more: Any) -> dict[str, Any]:
         return {motor: _number(units=units, **more) for motor in self.plan.motors}
 
-    def describe(self, keys: Mapping[str, Any], elements: Sequence[str] = ()) -> Any:
-        data = {f"xs_mcaroi{m:02d}_name": name for m, name in enumerate(elements, 1)}
+    def describe(
+        self, keys: Mapping[str, Any], elements: Sequence[str] = (), name: str = "primary"
+    ) -> Any:
+        data = {f"xs_mcaroi{m:02d}_name": line for m, line in enumerate(elements, 1)}
         said = {key: {"source": "synthetic", "dtype": "string", "shape": []} for key in data}
         configuration = {
             "xs": {"data": data, "timestamps": dict.fromkeys(data, _TIME), "data_keys": said}
         }
         return self.bundle.compose_descriptor(
-            name="primary",
+            name=name,
             data_keys=keys,
             configuration=configuration,
             object_keys={"xs": [key for key in keys if key.startswith("xs_")]},
@@ -186,6 +188,7 @@ def fly_documents(
     points_per_datum: int = 8,
     files: int = 1,
     baseline: bool = True,
+    dark: int = 0,
     **metadata: Any,
 ) -> Iterator[Document]:
     """Yield a run without events, as ophyd-async detectors and a PandA-like box write it.
@@ -205,6 +208,8 @@ def fly_documents(
         Files that the detector fills one after the other, each a resource of its own.
     baseline
         Whether the run has a stream of that name, with events.
+    dark
+        Points without beam in a stream of that name: the detector's keys, in a file of its own.
     **metadata
         Added to the start document.
     """
@@ -226,6 +231,12 @@ def fly_documents(
         }
         for name, values in (detector | box).items()
     }
+    if dark:
+        own = {name: keys[name] for name in detector}
+        stream = run.describe(own, counts.elements, name="dark")
+        yield "descriptor", stream.descriptor_doc
+        ones = {name: np.ones((dark, *v.shape[1:]), v.dtype) for name, v in detector.items()}
+        yield from _filled(folder / "dark.h5", ones, stream, 0, dark, points_per_datum)
     stream = run.describe(keys, counts.elements)
     yield "descriptor", stream.descriptor_doc
     if baseline:
@@ -254,7 +265,9 @@ def _filled(
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         for key, values in columns.items():
-            file[f"entry/data/{key}"] = values[first:stop]
+            # As a writer leaves it: it might have grown further.
+            shape = (None, *values.shape[1:])
+            file.create_dataset(f"entry/data/{key}", data=values[first:stop], maxshape=shape)
     resources = []
     for key in columns:
         resource = compose_stream_resource(
