@@ -1,16 +1,22 @@
 """Runs of older beamlines: arrays behind resource and datum documents."""
 
+import copy
 import random
+import subprocess
+import sys
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import yaml
+from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 from event_model import compose_run, pack_datum_page
 
 from inscan.callbacks.assembly import open_assembler
 from inscan.callbacks.profile import BeamlineProfile, ProfileError, load_profile
+from inscan.profiles.srx_documents import SRXMap, fly
 
 ROWS, COLS, CHANNELS, BINS = 3, 4, 2, 1024
 
@@ -218,3 +224,145 @@ def test_a_layout_that_is_not_one(tmp_path, layout, said):
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ProfileError, match=said):
         load_profile(path)
+
+
+WRITE_LATE = """
+import sys, h5py, numpy as np
+# The name appears first, the contents some time later, as on a busy detector.
+with h5py.File(sys.argv[1], "x") as file:
+    file.flush()
+    file["entry/instrument/detector/data"] = np.load(sys.argv[2])
+"""
+
+
+def test_a_file_that_another_process_is_still_writing_at_the_end_of_the_run(tmp_path):
+    start, docs, spectra = fluorescence(tmp_path)
+    expected = assemble(start, docs, XRF, tmp_path)[-1]
+    (tmp_path / "a.h5").unlink()
+    np.save(tmp_path / "spectra.npy", spectra)
+    profile = XRF.model_copy(update={"read_deadline": 60.0})
+    assembler = open_assembler(start, [profile], data_roots=[tmp_path])
+    for name, doc in docs:
+        assembler(name, doc)
+    command = [sys.executable, "-c", WRITE_LATE, str(tmp_path / "a.h5"), f"{tmp_path}/spectra.npy"]
+    with subprocess.Popen(command):
+        # The end of the run waits for the file, not the other way round.
+        (update,) = assembler("stop", {"run_start": start["uid"], "exit_status": "success"})
+    assert update.meta["complete"]
+    assert update.arrays["counts"].tobytes() == expected.arrays["counts"].tobytes()
+
+
+def test_what_was_waited_for_in_vain_is_named(tmp_path):
+    start, docs, _ = fluorescence(tmp_path)
+    (tmp_path / "a.h5").write_bytes(b"not yet")
+    profile = XRF.model_copy(update={"read_deadline": 0.0})
+    (update,) = assemble(start, docs, profile, tmp_path)
+    assert update.kind == "rejected"
+    assert any("a.h5 is not HDF5 (yet)" in line for line in update.meta["warnings"])
+
+
+def test_a_profile_maps_the_folders_of_a_windows_detector(tmp_path):
+    start, docs, _ = fluorescence(tmp_path)
+    expected = assemble(start, docs, XRF, tmp_path)[-1]
+    resource = docs[1][1]
+    resource |= {"root": "D:\\frames", "resource_path": "a.h5", "path_semantics": "windows"}
+    (update,) = assemble(start, docs, XRF, tmp_path)
+    assert any("say in root_map" in line for line in update.meta["warnings"])
+    mapped = XRF.model_copy(update={"root_map": {"d:/frames": tmp_path}})
+    update = assemble(start, docs, mapped, tmp_path)[-1]
+    assert update.arrays["counts"].tobytes() == expected.arrays["counts"].tobytes()
+
+
+@pytest.mark.parametrize("kind", ["datum", "stream_datum"])
+def test_a_stack_of_tiff_files_needs_no_word_in_the_profile(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    energies, frames, size = [8.30, 8.32, 8.34], 2, (5, 6)
+    profile = with_sections("sim_txm", txm={"references": None, "energy": None})
+    run: Any = compose_run(
+        metadata={
+            "beamline_id": "sim_txm", "scan": {"type": "XANES_STACK"}, "eng_list": energies
+        }
+    )  # fmt: skip
+    docs: list[tuple[str, Any]] = []
+    images = {}
+    external = "FILESTORE:" if kind == "datum" else "STREAM:"
+    key = {"dtype": "array", "shape": [frames, *size], "source": "sim", "external": external}
+    for name, count, level in (("dark", 1, 100), ("primary", 3, 2000), ("flat", 1, 4000)):
+        images[name] = rng.poisson(level, (count, frames, *size)).astype("u2")
+        for number, frame in enumerate(images[name].reshape(-1, *size)):
+            tifffile.imwrite(tmp_path / f"{name}_{number:06d}.tiff", frame)
+        stream = run.compose_descriptor(name=name, data_keys={"txm_image": key})
+        docs.append(("descriptor", stream.descriptor_doc))
+        if kind == "datum":
+            resource = run.compose_resource(
+                spec="AD_TIFF", root=str(tmp_path), resource_path="",
+                resource_kwargs={
+                    "template": "%s%s_%6.6d.tiff", "filename": name, "frame_per_point": frames
+                },
+            )  # fmt: skip
+            docs.append(("resource", resource.resource_doc))
+            for point in range(count):
+                datum = resource.compose_datum(datum_kwargs={"point_number": point})
+                docs.append(("datum", datum))
+                event = stream.compose_event(
+                    data={"txm_image": datum["datum_id"]},
+                    timestamps={"txm_image": 0.0},
+                    filled={"txm_image": False},
+                )
+                docs.append(("event", event))
+            continue
+        bundle = run.compose_stream_resource(
+            mimetype="multipart/related;type=image/tiff",
+            uri=f"file://localhost{tmp_path}/",
+            data_key="txm_image",
+            parameters={"template": f"{name}_{{:06d}}.tiff", "chunk_shape": [1, *size]},
+        )
+        docs.append(("stream_resource", bundle.stream_resource_doc))
+        datum = bundle.compose_stream_datum(
+            indices={"start": 0, "stop": count}, descriptor=stream.descriptor_doc
+        )
+        docs.append(("stream_datum", datum))
+    update = assemble(run.start_doc, docs, profile, tmp_path)[-1]
+    assert update.meta["complete"]
+    dark, flat = (images[name].mean(axis=(0, 1)) for name in ("dark", "flat"))
+    expected = (images["primary"].mean(axis=1) - dark) / (flat - dark)
+    np.testing.assert_allclose(update.arrays["transmission"], expected, rtol=1e-4)
+
+
+def test_files_of_one_row_each_that_a_tiled_server_made_rows_of(tmp_path):
+    """Tiled numbers the rows of all files of a key in one; each file goes on holding one."""
+    truth = SRXMap.make((3, 4), channels=2, bins=1024)
+    content = load_profile("srx").model_dump(mode="json")
+    content["xrf"]["elements"]["lines"] = ["Fe_K", "Ni_K"]
+    profile = BeamlineProfile.model_validate(content)
+    docs = [(name, dict(doc)) for name, doc in fly(tmp_path, truth)]
+    expected = assemble(docs[0][1], docs[1:-1], profile, tmp_path)[-1]
+
+    def path_of_spectra(doc):
+        if doc["spec"] == "XSP3_FLY":
+            doc["resource_kwargs"]["dataset"] = "entry/instrument/detector/data"
+        return doc
+
+    def path_of_column(doc):
+        if "column" in doc["datum_kwargs"]:
+            doc["datum_kwargs"]["dataset"] = doc["datum_kwargs"].pop("column")
+        return doc
+
+    normalised = RunNormalizer(
+        patches={"resource": path_of_spectra, "datum": path_of_column},
+        spec_to_mimetype=dict.fromkeys(
+            ("XSP3_FLY", "ZEBRA_HDF51", "SIS_HDF51"), "application/x-hdf5"
+        ),
+    )
+    converted: list[tuple[str, Any]] = []
+    normalised.subscribe(lambda name, doc: converted.append((name, copy.deepcopy(doc))))
+    for name, doc in docs:
+        normalised(name, copy.deepcopy(doc))
+    assert not {"resource", "datum"} & {name for name, _ in converted}
+    middle = [pair for pair in converted if pair[0] not in ("start", "stop")]
+    for key in (k for n, doc in middle if n == "descriptor" for k in doc["data_keys"].values()):
+        if "external" in key:
+            key["external"] = "STREAM:"
+    update = assemble(converted[0][1], middle, profile, tmp_path)[-1]
+    np.testing.assert_array_equal(update.arrays["counts"], expected.arrays["counts"])
+    assert update.meta["complete"] and expected.meta["complete"]
