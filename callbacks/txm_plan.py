@@ -17,6 +17,8 @@ __all__ = ["StackPlan"]
 
 _MOST_ENERGIES = 1 << 16
 _MOST_IMAGES = 1 << 20
+# Each stack is some open files in the service.
+_MOST_STACKS = 128
 # Energies that are nearer than any monochromator can tell are the same one.
 _SAME_EV = 1e-3
 
@@ -75,10 +77,12 @@ class StackPlan:
         steps = np.diff(energies)
         positions = _count(start, txm.positions.number, "txm.positions.number")
         repeats = _count(start, txm.positions.repeats, "txm.positions.repeats")
-        if planned.size * positions * repeats > _MOST_IMAGES:
+        stacks = positions * repeats
+        if stacks > _MOST_STACKS or planned.size * stacks > _MOST_IMAGES:
             raise NotUnderstood(
                 f"{planned.size} energies x {positions} positions x {repeats} repeats are more than"
-                f" {_MOST_IMAGES} images: check txm.positions.number and txm.positions.repeats"
+                f" {_MOST_STACKS} stacks or {_MOST_IMAGES} images: check txm.positions.number and"
+                f" txm.positions.repeats"
             )
         tolerance = 0.5 * float(steps.min()) if steps.size else 0.5
         return cls(planned, energies, row_of, part_of, positions, repeats, tolerance)

@@ -68,11 +68,8 @@ def of_stream(docs, stream):
     return [doc for name, doc in docs if name == "event" and doc["descriptor"] in uids]
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize(("plan", "repeats"), [*((plan, 1) for plan in PLANS), (MULTI, 2)])
 def test_every_plan_is_the_stack_that_the_beamline_exports(tmp_path, plan, repeats):
-    if plan != MULTI and repeats > 1:
-        pytest.skip("only multi-position scans repeat")
     run = scan(plan, repeats=repeats)
     found = finals(documents(run, tmp_path), tmp_path)
     truth = run.transmission().reshape(-1, len(KEV), NY, NX)
@@ -231,7 +228,7 @@ def test_a_wrong_number_of_positions_is_explained_and_never_sorted(tmp_path, cha
     assert "\n" not in reason
 
 
-@pytest.mark.parametrize("number", [0, -1, "three", 1.5, True, [2], 1 << 40])
+@pytest.mark.parametrize("number", [0, -1, "three", 1.5, True, [2], 1 << 40, 1000])
 def test_a_number_of_positions_that_is_none(tmp_path, number):
     start = documents(scan(MULTI), tmp_path)[0][1]
     with pytest.raises(NotUnderstood, match="num_pos|txm.positions.number"):
@@ -304,6 +301,28 @@ def test_the_pixel_size_needs_readings_that_make_sense(tmp_path):
             doc["data_keys"]["zp_z"]["units"] = "um"
     after["data"]["zp_z"] = 75000.0
     assert finals(docs, tmp_path)[0].meta["magnification"] == pytest.approx(336.6667, rel=1e-5)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_documents_that_come_while_the_files_are_written(tmp_path, plan):
+    run = scan(plan)
+    documents = run.documents(tmp_path)
+    first = next(documents)
+    assembler = open_assembler(first[1], [PROFILE], data_roots=[tmp_path])
+    found = [update for name, doc in documents for update in assembler(name, doc)]
+    live = [update for update in found if update.kind != "snapshot"]
+    truth = run.transmission()[0]
+    assert [update.kind for update in live] == ["final"] * len(truth)
+    for update, expected in zip(live, truth, strict=True):
+        np.testing.assert_allclose(update.arrays["transmission"], expected, rtol=2e-5)
+
+
+def test_frames_of_one_stream_that_are_those_of_another(tmp_path):
+    docs = documents(scan("xanes_scan"), tmp_path)
+    images = [event["data"]["Andor_image"] for event in of_stream(docs, "primary")]
+    for event, datum in zip(of_stream(docs, "flat"), images, strict=True):
+        event["data"]["Andor_image"] = datum
+    assert "flat frames are the very frames of the images" in rejected(docs, tmp_path)
 
 
 def test_snapshots_of_several_stacks(tmp_path):
