@@ -152,12 +152,19 @@ class Repairs:
             Whether it is over, one way or the other; else try again at `mending.due`.
         """
         mending._tries += 1
-        ended = False
+        ended, placed = False, Counter[str]()
+
+        def put(name: str, doc: Mapping[str, Any]) -> None:
+            place(name, doc)
+            placed[name] += 1
+
         try:
-            ended = self._fetch(mending, assembler, place)
+            ended = self._fetch(mending, assembler, put)
             mending._trouble = "" if ended else "the run is there, and not whole"
         except SourceError as error:
             mending._trouble = str(error)
+        if assembler is None or _wanted(mending._lacking, mending) is None:
+            mending.fetched += placed["event"]
         left = self._left(mending, assembler)
         mending.complete = ended and not left
         # What has ended in the catalog does not grow any more.
@@ -188,13 +195,11 @@ class Repairs:
             reader = RunReader(container, mending.run_uid, as_arrays="legacy", wanted=wanted)
             keys: dict[str, str] = {}
             streams: dict[str, str] = {}
-            placed = 0
             for name, doc in reader.news():
                 if name == "stop":
                     mending.found_stop = doc
                 elif not isinstance(assembler, Gappy):
                     place(name, doc)
-                    placed += name == "event"
                 elif name == "stream_resource":
                     keys[doc["uid"]] = doc["data_key"]
                     if assembler.resource_of(doc["data_key"]) is None:
@@ -209,9 +214,6 @@ class Repairs:
                     if name == "descriptor":
                         streams[doc["uid"]] = doc["name"]
                     place(name, doc)
-                    placed += name == "event"
-            if wanted is None:
-                mending.fetched += placed
             return reader.ended
 
     def _left(self, mending: Mending, assembler: object | None) -> Missing:

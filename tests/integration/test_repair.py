@@ -4,7 +4,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from tiled.client import from_uri
 
 from inscan.callbacks.assembly import open_assembler
 from inscan.callbacks.connection import connect
+from inscan.callbacks.missing import Missing
 from inscan.callbacks.profile import load_profile
 from inscan.callbacks.request import request
 from inscan.profiles.samples import cells
 from inscan.profiles.simulation import sim_xrf
 from inscan.profiles.xrf_plans import fly_raster, step_raster
+from inscan.service.repair import Catalog, Repairs
 from inscan.service.tiled_http import RAW
 
 Documents = list[tuple[str, Any]]
@@ -250,3 +252,33 @@ def test_a_run_joined_late_that_is_nowhere_is_passed_by(server: Server, tmp_path
     server.send([("stop", dict(run.compose_stop()))], tmp_path)
     row = server.run(run.start_doc["uid"])
     assert row["state"] == "passed_by" and "joined late" in row["reason"]
+
+
+class Gaps:
+    """An assembler that lacks two events."""
+
+    def missing(self, stop: Mapping[str, Any], /) -> Missing:
+        return Missing(events={"primary": ((2, 4),)})
+
+    def resource_of(self, key: str, /) -> str | None:
+        return None
+
+    def forget_waiting(self) -> None:
+        raise AssertionError("nothing came")
+
+
+def test_a_catalog_that_is_away_is_asked_again_until_the_deadline() -> None:
+    repairs, assembler = Repairs(60.0), Gaps()
+    repairs.use(Catalog("http://127.0.0.1:9"))
+    mending = repairs.fill("run", assembler, {"num_events": {"primary": 5}}, gaps=False)
+    assert mending is not None
+    assert not repairs.look(mending, assembler, lambda name, doc: None)
+    first = mending.due
+    assert not repairs.look(mending, assembler, lambda name, doc: None)
+    assert mending.due > first and repairs.told("run") == ""
+    mending.until = 0.0
+    assert repairs.look(mending, assembler, lambda name, doc: None)
+    assert "2 events of primary (seq_num 2 to 3) missing" in mending.said
+    assert "http://127.0.0.1:9 cannot be used" in mending.said
+    assert repairs.told("run") == mending.said and repairs.told("run") == ""
+    assert repairs.counts["given up"] == 1

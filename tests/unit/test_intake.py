@@ -1,16 +1,20 @@
 """Whatever the order, repetition and loss of documents on the way, a run is placed once, in order."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inscan.callbacks.missing import Missing
+from inscan.callbacks.sources.interface import SourceError
 from inscan.callbacks.updates import NotUnderstood, Update
 from inscan.callbacks.wire import pack
 from inscan.service import intake
 from inscan.service.intake import RunIntake, Uses
+from inscan.service.repair import Catalog, Mending, Repairs
 
 
 class Books:
@@ -212,3 +216,128 @@ def test_what_waits_is_forgotten_when_the_service_stops(books, run):
     run.offer(0, 10, pack(_DOCUMENTS[0]))
     run.abandon()
     assert run.idle and not run.claim() and books.placed == []
+
+
+class Kept(Repairs):
+    """Repairs out of a catalog in memory, which has the run after so many looks."""
+
+    def __init__(
+        self, documents: list[tuple[str, Any]], looks: int = 1, wait: float = 60.0
+    ) -> None:
+        super().__init__(wait)
+        self.use(Catalog("http://memory"))
+        self.documents, self.looks = documents, looks
+
+    def _fetch(self, mending: Mending, assembler: Any, place: Any) -> bool:
+        self.looks -= 1
+        if self.looks > 0:
+            raise SourceError("it is not there")
+        for name, doc in self.documents:
+            if name != "stop":
+                place(name, doc)
+        return True
+
+
+class Gappy(Books):
+    """An assembler that knows that it lacks events."""
+
+    def missing(self, stop: Any, /) -> Missing:
+        seen = {int(text[6:]) for text in self.placed if text.startswith("event")}
+        holes = tuple((n, n + 1) for n in range(8) if n not in seen)
+        return Missing(events={"primary": holes} if holes else {})
+
+    def resource_of(self, key: str, /) -> str | None:
+        return None
+
+    def forget_waiting(self) -> None:
+        self.placed.append("forget")
+
+
+def repaired(books: Books, repairs: Repairs) -> RunIntake:
+    return RunIntake("run", b"client", replace(books.uses, repair=repairs))
+
+
+def test_a_gap_is_filled_before_the_final_is_made():
+    books = Gappy()
+    run = repaired(books, Kept(_DOCUMENTS, looks=2))
+    lossy = [*_DOCUMENTS[:4], ("gap", {"documents": 2, "reason": "disk full"}), *_DOCUMENTS[6:-1]]
+    lossy.append(("stop", {"num_events": {"primary": 8}}))
+    take(run, *range(len(lossy)), documents=lossy)
+    assert run.mending and not run.idle and not run.claim() and books.updates[-1].kind != "final"
+    assert run.placed == 10 * (len(lossy) - 1), "the stop is not placed, so its log is kept"
+    assert run.claim_mending(0.0) and not run.claim_mending(0.0)
+    assert run.mend(nothing) == 0 and run.mending
+    assert not run.claim_mending(0.0), "it is not due yet"
+    assert run.claim_mending(1e12) and run.mend(nothing) == 2
+    assert run.claim() and not run.mending
+    run.work(nothing)
+    assert run.state == "closed" and run.idle and run.placed == 10 * len(lossy)
+    final = books.updates[-1]
+    assert final.kind == "final" and {f"event {n}" for n in range(8)} <= set(books.placed)
+    assert final.meta["warnings"] == [
+        "2 documents were not recorded (disk full); what they held is in Tiled",
+        "2 events repaired from Tiled http://memory",
+    ]
+
+
+def test_a_run_without_its_start_begins_in_the_catalog():
+    books = Gappy()
+    run = repaired(books, Kept(_DOCUMENTS[:5]))
+    take(run, 0, documents=[_DOCUMENTS[5]])
+    assert run.mending and run.claim_mending(0.0) and run.mend(nothing) == 4
+    assert run.claim()
+    run.work(nothing)
+    assert books.placed == ["start", *[f"event {n}" for n in range(5)]] and run.state == "open"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_without_its_start_is_looked_up_again_at_its_stop(there):
+    books = Gappy()
+    run = repaired(books, Kept(_DOCUMENTS, looks=2 if there else 99, wait=60.0 if there else 0.0))
+    late = _DOCUMENTS[4:]
+    for number in range(len(late)):
+        run.offer(10 * number, 10 * number + 10, pack(late[number]))
+    while run.claim():
+        run.work(nothing)
+        while run.claim_mending(1e12):
+            run.mend(nothing)
+    assert run.idle and run.placed == 10 * len(late)
+    if there:
+        assert run.state == "closed" and books.said == [("closed", "")]
+        assert "joined late" in books.updates[-1].meta["warnings"][0]
+    else:
+        assert run.state == "passed_by" and "it is not there" in run.reason
+
+
+def test_a_lost_stop_is_taken_from_the_catalog():
+    class Stopped(Kept):
+        def _fetch(self, mending: Mending, assembler: Any, place: Any) -> bool:
+            mending.found_stop = {"exit_status": "success"}
+            return super()._fetch(mending, assembler, place)
+
+    books = Gappy()
+    run = repaired(books, Stopped(_DOCUMENTS))
+    take(run, *range(len(_DOCUMENTS) - 1))
+    run.end("killed")
+    assert run.claim()
+    run.work(nothing)
+    assert run.claim_mending(0.0)
+    run.mend(nothing)
+    assert run.claim()
+    run.work(nothing)
+    assert run.state == "closed" and books.placed[-1] == "stop"
+
+
+def test_a_repair_ends_when_the_service_stops():
+    books = Gappy()
+    run = repaired(books, Kept(_DOCUMENTS))
+    take(run, 0, 1, len(_DOCUMENTS) - 1)  # the last is beyond a gap of the log
+    run.offer(20, 30, pack(_DOCUMENTS[-1]))
+    assert run.claim()
+    run.work(nothing)
+    assert run.claim_mending(0.0)
+    before = list(books.placed)
+    run.abandon()
+    run._mending = Mending("run", 0.0, {})
+    run.mend(nothing)
+    assert run.idle and run.state == "open" and books.placed == before
