@@ -35,7 +35,6 @@ _MAX_UID = 256
 _MAX_ITEMS = 2**23
 _MAX_CONTAINERS = 2**20
 _DTYPE = re.compile(r"[<>|=]?[biufcSU](?:[1-9][0-9]{0,6})")
-_OBJECT = re.compile(rb"\s*\{")
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _LEFT_OUT = "(array of objects: not unpickled)"
 _DESCRIPTORS = 4096  # remembered by Arrays
@@ -73,7 +72,7 @@ def decode_json(
     if containers > max_containers or data.count(b",") > max_items:
         raise DecodeError(f"more than {max_items} items or {max_containers} lists and mappings")
     try:
-        value = json.loads(data)
+        value = json.loads(str(data, "utf-8-sig"))
     except RecursionError:
         raise DecodeError(f"nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:  # not JSON, not text, a number of thousands of digits
@@ -186,15 +185,15 @@ def _decode(data: bytes, counts: Counter[str] | None) -> Any:
         raise DecodeError(f"{len(data)} bytes, {MAX_DOCUMENT_BYTES} at most")
     if not data:
         raise DecodeError("empty")
-    if data[0] in b"{[ \t\r\n":
-        return decode_json(data)
     # inscan's own codec begins with the length of its body; text and msgpack give absurd ones.
     (length,) = struct.unpack_from("<I", data) if len(data) > 4 else (0,)
     if 0 < length <= len(data) - 4:
         try:
             return unpack(data)
         except WireError:
-            pass  # then it is msgpack, or nothing
+            pass  # then it is something else, or nothing
+    if data[0] in b"{[ \t\r\n":
+        return decode_json(data)
     try:
         return decode_msgpack(data, counts)
     except DecodeError:

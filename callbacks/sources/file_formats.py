@@ -33,6 +33,7 @@ _MAX_EXPANDED = 8 * 2**30
 # A file that is one JSON list holds many documents, all of them in memory at once.
 _WHOLE_ITEMS, _WHOLE_CONTAINERS = 2**25, 2**22
 _RECORD = struct.Struct("<II")
+_FIRST_RECORD = 4096
 _SEPARATOR = b"\x1e \t\r\n"
 
 
@@ -203,7 +204,7 @@ def _values(path: Path, pieces: _Pieces, problems: Problems) -> Iterator[tuple[s
         pass
     head = bytes(pieces.data[: _RECORD.size + 16])
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(_SEPARATOR)
-    if _is_log(pieces.data):
+    if _is_log(pieces):
         yield from _records(path, pieces, problems)
     elif not text or text[:1] in (b"[", b"{", b'"'):
         yield from _json(path, pieces, problems)
@@ -222,12 +223,17 @@ def _is_msgpack(head: bytes) -> bool:
     return head[0] in (0x92, 0xC4, 0xC5, 0xC6, 0xDC, 0xDD, 0xDE, 0xDF) or 0x81 <= head[0] <= 0x8F
 
 
-def _is_log(data: bytearray) -> bool:
-    if len(data) < _RECORD.size:
+def _is_log(pieces: _Pieces) -> bool:
+    """Whether it begins with the first record of a log; text and msgpack give absurd lengths."""
+    if len(pieces.data) < _RECORD.size:
         return False
-    length, crc = _RECORD.unpack_from(data)
-    payload = data[_RECORD.size : _RECORD.size + length]
-    return 0 < length < 4096 and len(payload) == length and zlib.crc32(payload) == crc
+    length, crc = _RECORD.unpack_from(pieces.data)
+    if not 0 < length < _FIRST_RECORD:
+        return False
+    while len(pieces.data) < _RECORD.size + length:
+        if not pieces.grow():
+            return False
+    return zlib.crc32(pieces.data[_RECORD.size : _RECORD.size + length]) == crc
 
 
 def _records(path: Path, pieces: _Pieces, problems: Problems) -> Iterator[tuple[str, Any]]:

@@ -48,6 +48,14 @@ def test_every_format_is_told_by_its_bytes(encode):
     assert decode_pair(encode(["event", EVENT])) == ("event", EVENT)
 
 
+def test_a_length_that_looks_like_text_deceives_nobody():
+    """inscan's codec begins with a length: every first byte occurs, braces and pickle's among them."""
+    for size in range(300):
+        doc = {"uid": "u" * size, "a": np.arange(3)}
+        back = decode_document(pack(doc))
+        assert back["uid"] == doc["uid"] and back["a"].tolist() == [0, 1, 2]
+
+
 DTYPES = st.one_of(
     npst.integer_dtypes(),
     npst.unsigned_integer_dtypes(),

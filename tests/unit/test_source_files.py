@@ -164,7 +164,7 @@ def test_every_format_gives_the_same_documents(tmp_path, write, compressed):
 
 
 def test_a_run_longer_than_a_piece_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_formats, "_PIECE", 97)
+    monkeypatch.setattr(file_formats, "_PIECE", 13)
     documents = run_documents(points=50)
     for write in (jsonl, flat_json_list, numpy_msgpack, own_msgpack, own_log):
         path = tmp_path / write.__name__

@@ -47,10 +47,19 @@ class Proxy:
             self._process = None
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def proxy() -> Iterator[Proxy]:
+    """A proxy that stays up."""
     running = Proxy()
     running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def own_proxy() -> Iterator[Proxy]:
+    """A proxy that the test may stop and start."""
+    running = Proxy()
     yield running
     running.stop()
 

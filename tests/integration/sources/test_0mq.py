@@ -71,15 +71,14 @@ def linked(publish: Publisher, source: ZMQSource, until) -> None:
 
 
 def test_nothing_of_the_first_run_is_lost_once_the_source_is_ready(
-    proxy, running, until, documents
+    own_proxy, running, until, documents
 ):
     """A slow joiner: the proxy and the publisher come long after the source."""
-    proxy.stop()
-    source = ZMQSource(proxy.out, probe_address=proxy.into)
+    source = ZMQSource(own_proxy.out, probe_address=own_proxy.into)
     with running(source) as found:
         assert not source.ready.wait(0.3)
-        proxy.start()
-        with closing(publisher(proxy)) as publish:
+        own_proxy.start()
+        with closing(publisher(own_proxy)) as publish:
             assert source.ready.wait(20)
             linked(publish, source, until)
             run = documents(50)
@@ -176,21 +175,22 @@ def test_a_prefix_keeps_other_beamlines_out(proxy, running, until, documents):
     assert found == ours
 
 
-def test_a_restart_of_the_proxy_is_survived(proxy, running, until, documents):
-    source = ZMQSource(proxy.out, probe_address=proxy.into)
+def test_a_restart_of_the_proxy_is_survived(own_proxy, running, until, documents):
+    own_proxy.start()
+    source = ZMQSource(own_proxy.out, probe_address=own_proxy.into)
     first, second = documents(), documents()
     with running(source) as found:
         for run in (first, second):
             assert source.ready.wait(20)
-            with closing(publisher(proxy)) as publish:
+            with closing(publisher(own_proxy)) as publish:
                 linked(publish, source, until)
                 for name, doc in run:
                     publish(name, doc)
                 until(lambda run=run: found[-1:] == run[-1:])
             if run is first:
-                proxy.stop()
+                own_proxy.stop()
                 until(lambda: not source.ready.is_set())
-                proxy.start()
+                own_proxy.start()
     assert found == [*first, *second] and source.counts["disconnects"] >= 1
 
 
@@ -265,7 +265,7 @@ def test_addresses_that_are_none(address):
         ZMQSource(address)
 
 
-def test_what_comes_faster_than_it_is_written_is_counted(proxy, running, until, monkeypatch):
+def test_what_comes_faster_than_it_is_written_is_counted(until, monkeypatch):
     from inscan.callbacks.sources import bluesky_0mq
 
     monkeypatch.setattr(bluesky_0mq, "_WAITING_BYTES", 2000)

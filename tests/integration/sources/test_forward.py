@@ -174,6 +174,16 @@ def test_waiting_names_what_is_not_ready(ingest, store):
         wait_ready("tcp://127.0.0.1:9", timeout=0.5)
 
 
+def test_a_catalog_of_tiled_is_forwarded(forward, ingest, until, tiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("INSCAN_SOURCE_TILED_API_KEY", tiled.api_key.get_secret_value())
+    ready = tmp_path / "ready"
+    process = forward("tiled", tiled.uri, "--address", ingest(), "--ready-file", ready)
+    until(ready.exists)
+    process.send_signal(signal.SIGTERM)
+    out, _ = ended(process)
+    assert f"ready: Tiled {tiled.uri}" in out
+
+
 # Children of the service
 
 
