@@ -78,7 +78,7 @@ class RelativeMap:
         off = positions - relative.shifted(0.0, 0.0).positions()
         known = np.isfinite(off).all(axis=0) & update.arrays["measured"]
         if not known.any():
-            self._notes.add(_NOWHERE)
+            self._notes.set(_NOWHERE, 1)
             return self._unplaced(update)
         slow, fast = (float(np.median(axis[known])) for axis in off)
         geometry = relative.shifted(slow, fast)
