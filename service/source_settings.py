@@ -86,7 +86,7 @@ class KafkaSettings(_Source):
     group: str | None = None
     """Consumer group: the broker remembers how far it got. Without, only what comes from now on is taken."""
     config: Path | None = None
-    """YAML file of further librdkafka settings, for SASL and TLS; readable by this user only."""
+    """YAML file of further librdkafka settings, for SASL and TLS; let nobody else read it."""
 
     @property
     def label(self) -> str:

@@ -12,15 +12,17 @@ import os
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from inscan.callbacks.sources.decode import Arrays, DecodeError, check_document, decode_document
 from inscan.callbacks.sources.interface import Sink, SourceError
-from inscan.callbacks.wire import MAX_DOCUMENT_BYTES
+from inscan.callbacks.wire import MAX_DOCUMENT_BYTES, WireError, pack, plain
 
-__all__ = ["PROBE", "ZMQSource"]
+__all__ = ["PROBE", "ZMQSource", "serialize"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,17 @@ _REFUSED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+
+
+def serialize(doc: Mapping[str, Any]) -> bytes:
+    """Serializer for `bluesky.callbacks.zmq.Publisher` that keeps arrays, and never raises into a scan.
+
+    What is no plain data goes as its text.
+    """
+    try:
+        return pack(doc)
+    except WireError:
+        return pack(plain(doc))
 
 
 class ZMQSource:

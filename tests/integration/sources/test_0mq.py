@@ -21,9 +21,9 @@ from bluesky.callbacks.zmq import Publisher, RemoteDispatcher
 from bluesky.plans import grid_scan
 from ophyd.sim import SynAxis, SynGauss
 
-from inscan.callbacks.sources.bluesky_0mq import ZMQSource
+from inscan.callbacks.sources.bluesky_0mq import ZMQSource, serialize
+from inscan.callbacks.sources.decode import decode_document
 from inscan.callbacks.sources.interface import SourceError
-from inscan.callbacks.wire import pack
 
 
 def to_json(doc: Any) -> bytes:
@@ -35,7 +35,7 @@ def to_msgpack(doc: Any) -> bytes:
     return packed
 
 
-@pytest.mark.parametrize("serializer", [to_json, to_msgpack, pack])
+@pytest.mark.parametrize("serializer", [to_json, to_msgpack, serialize])
 def test_a_run_engine_publishes_through_the_proxy(proxy, running, until, serializer):
     source = ZMQSource(proxy.out, probe_address=proxy.into)
     seen: list[tuple[str, Any]] = []
@@ -92,7 +92,7 @@ def test_arrays_come_through(proxy, running, until):
     source = ZMQSource(proxy.out, probe_address=proxy.into)
     spectrum = np.arange(8 * 4096, dtype="<u4").reshape(8, 4096)
     keys = {"a": {"dtype": "array", "shape": [8, 4096], "source": "s", "dtype_numpy": "<u4"}}
-    for serializer in (to_json, to_msgpack, pack):
+    for serializer in (to_json, to_msgpack, serialize):
         with running(source) as found, closing(publisher(proxy, serializer)) as publish:
             assert source.ready.wait(20)
             linked(publish, source, until)
@@ -293,6 +293,22 @@ def test_what_comes_faster_than_it_is_written_is_counted(until, monkeypatch):
         stop.set()
         thread.join()
     assert handed == sorted(handed)
+
+
+def test_the_serializer_takes_whatever_a_scan_has():
+    doc = {
+        "uid": "u",
+        "path": Path("/data"),
+        "odd": {1, 2},
+        "a": np.arange(3),
+        "o": np.array([None]),
+    }
+    back = decode_document(serialize(doc))
+    assert (
+        back["a"].tolist() == [0, 1, 2]
+        and "/data" in back["path"]
+        and sorted(back["odd"]) == [1, 2]
+    )
 
 
 def test_the_source_alone_brings_no_torch_and_no_tiled():

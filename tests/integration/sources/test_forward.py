@@ -18,6 +18,8 @@ from inscan.callbacks.request import NoServiceError, request
 from inscan.callbacks.sources.files import write_documents
 from inscan.callbacks.sources.ready import NotReadyError, wait_ready
 from inscan.service.forward import log_folder
+from inscan.service.settings import SettingsError, load_settings
+from inscan.service.source_settings import command, environment
 
 
 def to_json(doc: Any) -> bytes:
@@ -182,6 +184,56 @@ def test_a_catalog_of_tiled_is_forwarded(forward, ingest, until, tiled, tmp_path
     process.send_signal(signal.SIGTERM)
     out, _ = ended(process)
     assert f"ready: Tiled {tiled.uri}" in out
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ({"kind": "carrier pigeon"}, "kind"),
+        ({"address": "tcp://127.0.0.1:1"}, "kind"),
+        ({"kind": "0mq", "address": "nowhere"}, "no 0MQ address"),
+        ({"kind": "0mq", "address": "tcp://127.0.0.1:1", "adress": "x"}, "adress"),
+        ({"kind": "0mq", "address": "tcp://127.0.0.1:1", "prefix": "a b"}, "no spaces"),
+        ({"kind": "0mq", "address": "tcp://0.0.0.0:1", "bind": True}, "other machines"),
+        ({"kind": "0mq", "address": "tcp://127.0.0.1:1", "bind": True, "probe": "a:1"}, "no proxy"),
+        ({"kind": "kafka", "servers": "a:1", "topics": []}, "at least 1"),
+        ({"kind": "tiled", "uri": "127.0.0.1:8000"}, "no address of a Tiled"),
+        ({"kind": "tiled", "uri": "http://x?api_key=secret"}, "`api_key`"),
+    ],
+)
+def test_a_source_that_cannot_work_is_refused_with_its_settings(tmp_path, source, says):
+    path = tmp_path / "service.yaml"
+    path.write_text(yaml.safe_dump({"sources": [source]}))
+    with pytest.raises(SettingsError, match=says) as error:
+        load_settings(path)
+    assert str(path) in str(error.value) and "sources" in str(error.value)
+
+
+def test_sources_become_commands_without_secrets(tmp_path):
+    path = tmp_path / "service.yaml"
+    zmq_source = {"kind": "0mq", "address": "127.0.0.1:5578", "probe": "127.0.0.1:5577"}
+    kafka = {"kind": "kafka", "servers": "a:1,b:2", "topics": ["x", "y"], "group": "g"}
+    tiled = {"kind": "tiled", "uri": "http://127.0.0.1:1", "api_key": "secret"}
+    file = {"kind": "file", "path": "/x.jsonl"}
+    path.write_text(yaml.safe_dump({"sources": [zmq_source, kafka, tiled, file]}))
+    sources = load_settings(path).sources
+    commands = [" ".join(command(source, tmp_path, 7)[4:]) for source in sources]
+    tail = f"--state {tmp_path} --parent 7"
+    assert commands == [
+        f"0mq 127.0.0.1:5578 --in 127.0.0.1:5577 {tail}",
+        f"kafka a:1,b:2 x y --group g {tail}",
+        f"tiled http://127.0.0.1:1 {tail}",
+        f"file /x.jsonl --follow {tail}",
+    ]
+    key = {"INSCAN_SOURCE_TILED_API_KEY": "secret"}
+    assert [environment(source) for source in sources] == [{}, {}, key, {}]
+    assert "secret" not in repr(sources)
+    path.write_text(yaml.safe_dump({"sources": [file, file]}))
+    with pytest.raises(SettingsError, match="twice"):
+        load_settings(path)
 
 
 # Children of the service
