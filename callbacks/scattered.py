@@ -27,6 +27,7 @@ __all__ = ["ScatteredMap"]
 
 # Place for points whose number nobody says.
 _UNKNOWN = 16384
+_MOST = 1 << 24
 # Arrays that add up; the last axis of each is a point, but for `cube`, where bins come last.
 _SUMMED = ("counts", "background", "background_variance", "exposure")
 
@@ -76,6 +77,7 @@ class ScatteredMap:
             start, profile, self._allocate_points, Notes(), self._line_of(points.expected or 1)
         )
         self._reserved = 0
+        self._last = 0
 
     def wants(self, stream: str) -> bool:
         return self._line.wants(stream)
@@ -122,6 +124,10 @@ class ScatteredMap:
 
     def _line_of(self, number: int) -> ScanGeometry:
         """Return points as they come, which have no planned place."""
+        if number > _MOST:
+            raise NotUnderstood(
+                f"run {self._start['uid'][:8]}: {number} points anywhere, at most {_MOST} are taken"
+            )
         try:
             return ScanGeometry(
                 shape=(1, number),
@@ -149,9 +155,11 @@ class ScatteredMap:
 
     def event(self, stream: str, seq_num: int, taken: float, data: Mapping[str, Any]) -> None:
         self._line.event(stream, seq_num, taken, data)
+        self._last = max(self._last, seq_num)
 
     def rows(self, stream: str, data_key: str, first_seq: int, block: np.ndarray) -> None:
         self._line.rows(stream, data_key, first_seq, block)
+        self._last = max(self._last, first_seq + len(block) - 1)
 
     def snapshot_due(self) -> bool:
         return False
@@ -178,6 +186,11 @@ class ScatteredMap:
             "measured points without a position: left out of the map",
             int((measured & ~placed).sum()),
         )
+        if self._last > self._reserved:
+            self._notes.add(
+                f"place is kept for {self._reserved} points, the last was number {self._last}: set"
+                " geometry.most_points to as many"
+            )
         units = (update.meta["geometry"]["slow_units"], update.meta["geometry"]["fast_units"])
         try:
             grid = choose_grid(
@@ -220,7 +233,8 @@ class ScatteredMap:
                 "without_position": int((measured & ~placed).sum()),
                 "most_in_a_pixel": int(np.bincount(pixels).max()),
             },
-            "complete": update.meta["exit_status"] == "success" and int(placed.sum()) >= through,
+            "complete": update.meta["exit_status"] == "success"
+            and int(placed.sum()) >= max(through, self._last),
             "warnings": self._notes.lines(),
         }
         return replace(update, meta=meta, arrays=arrays)

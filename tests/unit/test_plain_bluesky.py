@@ -230,6 +230,9 @@ def test_points_beyond_those_planned_are_counted():
     final, _ = assemble(documents)
     assert final.meta["points"]["measured"] == 70
     assert any("beyond" in w and "[10 times]" in w for w in final.meta["warnings"])
+    said = "place is kept for 70 points, the last was number 80: set geometry.most_points"
+    assert any(said in w for w in final.meta["warnings"])
+    assert not final.meta["complete"]
     final, _ = assemble(documents, profile(most_points=80))
     assert final.meta["points"]["measured"] == 80, "the profile's number is the least that is kept"
     unknown = CLOUDS["nobody knows how many"]
