@@ -160,8 +160,7 @@ def same(ours: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
     assert wanted["measured"].all()
 
 
-@pytest.mark.parametrize("kind", ["step", "fly"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("kind", "seed"), [("step", 0), ("fly", 1)])
 def test_documents_dropped_at_random_come_from_tiled(
     server: Server, scan: Any, data: Path, tmp_path: Path, kind: str, seed: int
 ) -> None:
