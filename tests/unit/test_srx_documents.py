@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from event_model import pack_datum_page, pack_event_page
+from event_model import compose_run, pack_datum_page, pack_event_page
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -179,6 +179,22 @@ def test_coarse_stages_have_a_slow_position_per_row_or_a_computed_one(tmp_path) 
         "rows without a recorded position of nano_stage_y" in line and "[2 times]" in line
         for line in update.meta["warnings"]
     )
+
+
+@pytest.mark.parametrize(("units", "used"), [("mm", True), ("deg", False)])
+def test_slow_positions_in_other_units_are_converted_or_not_used(tmp_path, units, used) -> None:
+    sample = truth()
+    documents = list(fly(tmp_path, sample, slow="nano_stage_y"))
+    for name, doc in documents:
+        if name == "descriptor" and doc["name"] == "primary":
+            doc["data_keys"]["nano_stage_y"] = doc["data_keys"]["nano_stage_y"] | {"units": units}
+        if name == "event" and "nano_stage_y" in doc["data"]:
+            doc["data"]["nano_stage_y"] /= 1000
+    update = final(assemble(documents, tmp_path))
+    planned = np.linspace(*sample.ends[0], 4)
+    expected = sample.slow.mean(axis=1) if used else planned
+    np.testing.assert_allclose(update.arrays["position"][0][:, 0], expected, rtol=1e-6)
+    assert any("cannot convert" in line for line in update.meta["warnings"]) is not used
 
 
 def test_positions_may_come_after_the_rows_or_twice(tmp_path) -> None:
@@ -353,6 +369,63 @@ def test_axes_may_come_in_another_order(tmp_path, order) -> None:
             key = doc["data_keys"]["xs_fluor"]
             key["shape"] = [key["shape"][axis] for axis in at]
     agrees(final(assemble(documents, tmp_path, [adapted("srx", axes)])), sample)
+
+
+@pytest.mark.parametrize("order", [["pixel", "channel", "bin"], ["channel", "pixel", "bin"]])
+def test_rows_may_be_announced_by_stream_datum(tmp_path, order) -> None:
+    """One index of a growing file is a row; the slow position is one number per row."""
+    sample = truth()
+    rows, cols, _, _ = sample.spectra.shape
+    at = [1 + ["pixel", "channel", "bin"].index(axis) for axis in order]
+    backwards = np.arange(rows) % 2 == 1
+
+    def in_time(values: np.ndarray) -> np.ndarray:
+        turned = values.copy()
+        turned[backwards] = turned[backwards, ::-1]
+        return turned
+
+    columns = {
+        "xs_fluor": in_time(sample.spectra).transpose(0, *at),
+        "i0": in_time(sample.i0),
+        "i0_time": np.full((rows, cols), sample.dwell * 50e6),
+        "enc1": in_time(sample.fast),
+        "enc2": sample.slow.mean(axis=1),
+    }
+    metadata = dict(next(fly(tmp_path, sample, snake=True))[1])
+    run: Any = compose_run(metadata={k: v for k, v in metadata.items() if k not in ("uid", "time")})
+    keys = {
+        key: {"dtype": "array", "shape": list(v.shape[1:]), "source": "sim", "external": "STREAM:"}
+        for key, v in columns.items()
+    }
+    stream = run.compose_descriptor(name="stream0", data_keys=keys)
+    documents: Documents = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        for key, values in columns.items():
+            file[key] = values
+            resource = run.compose_stream_resource(
+                mimetype="application/x-hdf5",
+                uri=f"file://localhost{tmp_path}/rows.h5",
+                data_key=key,
+                parameters={"dataset": key},
+            )
+            documents.append(("stream_resource", resource.stream_resource_doc))
+            for part in ((0, 1), (1, rows)):
+                indices = {"start": part[0], "stop": part[1]}
+                datum = resource.compose_stream_datum(
+                    indices=indices, descriptor=stream.descriptor_doc
+                )
+                documents.append(("stream_datum", datum))
+    documents.append(("stop", run.compose_stop()))
+
+    def axes(content: dict[str, Any]) -> None:
+        content["xrf"]["rows"]["axes"] = {"spectrum": order}
+
+    update = final(assemble(documents, tmp_path, [adapted("srx", axes)]))
+    agrees(update, sample)
+    assert update.meta["warnings"] == []
+    slow, fast = update.arrays["position"]
+    np.testing.assert_allclose(fast, sample.fast)
+    np.testing.assert_allclose(slow, np.repeat(sample.slow.mean(axis=1)[:, None], cols, 1))
 
 
 def test_axes_that_do_not_fit_are_named(tmp_path) -> None:
