@@ -2,9 +2,12 @@
 
 A network disk that stops answering leaves a read in the kernel, out of reach of any signal. Documents of a run
 are placed by one of a few threads of the service: were the read in that thread, a few dead mounts would stop every
-run. A thread and not a process: pixels then need no way between two, and the next block is read while the last one
-is placed. What a thread cannot help: HDF5 has one lock per process, so that while one of its reads hangs those of
-other runs wait too; each gives up after the same patience, and its rows are masked and named.
+run. A thread and not a process: pixels then need no way between two, no child has to start with each run, and the
+next block is read while the last one is placed.
+
+What a thread cannot help: HDF5 has one lock per process, and h5py holds Python's lock as well while HDF5 looks for a
+dataset. Every read therefore begins with plain calls on the same folder and file, which hold neither: a dead mount
+is met there (`file_access.regular_file`). One that dies between that and the read stops the process until it answers.
 """
 
 from __future__ import annotations

@@ -232,7 +232,8 @@ def _per_event(row: tuple[int, ...], shape: tuple[int, ...], path: Path) -> int:
 
 
 def _tiff(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    with tifffile.TiffFile(path) as file:
+    # The series of an OME file may lie in other files, which it names.
+    with tifffile.TiffFile(path, is_ome=False) as file:
         series = file.series[0]
         _fits(series.shape, series.dtype, shape, path)
         return series.asarray()

@@ -185,7 +185,11 @@ def _check_header(spec: str, path: Path, frame: tuple[int, ...], roots: Roots) -
     elif spec == "AD_TIFF":
         try:
             with tifffile.TiffFile(path) as file:
+                if file.is_ome:
+                    raise FileRefused(f"{path} is OME-TIFF, which may lead to other files")
                 found, dtype = file.series[0].shape, np.dtype(file.series[0].dtype)
+        except FileRefused:
+            raise
         except Exception as error:  # noqa: BLE001
             raise NotReadable(f"{path} is not TIFF (yet): {error}") from error
     elif spec == "AD_SPE":

@@ -1,6 +1,7 @@
 """stream_resource documents of every type that is read, beside what Tiled's own adapters give."""
 
 import copy
+import re
 from typing import Any
 
 import h5py
@@ -183,6 +184,23 @@ def test_a_file_of_the_sequence_that_is_a_link_out_of_the_roots_is_refused(tmp_p
     np.testing.assert_array_equal(read(root, doc, (8, 9), 0, 1), IMAGES[:1])
     with pytest.raises(FileRefused, match="outside the data roots"):
         read(root, doc, (8, 9), 1, 2)
+
+
+def test_files_that_a_tiff_names_are_not_opened(tmp_path):
+    """In OME-TIFF the frames of a series may lie in other files."""
+    root = tmp_path / "root"
+    root.mkdir()
+    names = ["root/img_000000.ome.tiff", "secret.ome.tiff"]
+    for name, image in zip(names, IMAGES, strict=False):
+        tifffile.imwrite(tmp_path / name, image, ome=True, metadata={"UUID": name})
+    path = tmp_path / names[0]
+    with tifffile.TiffFile(path) as file:
+        described = file.pages.first.description
+    pixel = '<TiffData IFD="0" PlaneCount="1"><UUID FileName="../secret.ome.tiff">urn:x</UUID></TiffData>'
+    described = re.sub(r"<TiffData[^>]*/>|<TiffData.*?</TiffData>", pixel, described)
+    tifffile.imwrite(path, IMAGES[0], description=described, metadata=None)
+    doc = resource(root, TIFF, template="img_{:06d}.ome.tiff")
+    np.testing.assert_array_equal(read(root, doc, (8, 9), 0, 1), IMAGES[:1])
 
 
 def test_a_tiff_that_says_it_is_huge_is_refused_before_memory_is_taken(tmp_path):

@@ -167,6 +167,13 @@ def test_tiff_files_stay_within_the_data_roots(tmp_path):
         reader("AD_TIFF", outside, single, {"point_number": 0}, (4, 5))
 
 
+def test_a_tiff_that_may_lead_to_other_files_is_refused(tmp_path, reader):
+    kwargs = tiffs(tmp_path, frame_per_point=1)
+    tifffile.imwrite(tmp_path / "scan_000000.tiff", FRAMES[0], ome=True)
+    with pytest.raises(FileRefused, match="OME-TIFF"):
+        reader("AD_TIFF", tmp_path, kwargs, {"point_number": 0}, (4, 5))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
