@@ -212,6 +212,14 @@ def test_a_source_that_cannot_work_is_refused_with_its_settings(tmp_path, source
     assert str(path) in str(error.value) and "sources" in str(error.value)
 
 
+def test_the_settings_in_the_documentation_are_settings(tmp_path):
+    text = (Path(__file__).parents[3] / "docs" / "sources.md").read_text(encoding="utf-8")
+    path = tmp_path / "service.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0])
+    kinds = [source.kind for source in load_settings(path).sources]
+    assert kinds == ["0mq", "kafka", "tiled", "file"]
+
+
 def test_sources_become_commands_without_secrets(tmp_path):
     path = tmp_path / "service.yaml"
     zmq_source = {"kind": "0mq", "address": "127.0.0.1:5578", "probe": "127.0.0.1:5577"}
