@@ -50,13 +50,13 @@ class SRXMap:
         channels: int = 4,
         bins: int = 4096,
         *,
-        peaks_ev: Mapping[float, float] | None = None,
+        peaks_ev: Mapping[float, float | np.ndarray] | None = None,
         seed: int = 0,
         dwell: float = 0.05,
         energy_kev: float = 12.0,
         sample: str = "grain",
     ) -> SRXMap:
-        """Draw a map with recognisable counts: no two pixels, channels or windows are alike.
+        """Draw a map with recognisable counts: by itself no two pixels or channels are alike.
 
         Parameters
         ----------
@@ -65,7 +65,8 @@ class SRXMap:
         channels, bins
             Detector elements, and length of a spectrum.
         peaks_ev
-            Energy of a peak in eV -> mean counts in it. None: Ca, Fe and Zn K alpha.
+            Energy of a peak in eV -> mean counts in it and each channel: a (row, col) image, or a
+            number that every pixel and channel strays from. None: Ca, Fe and Zn K alpha, straying.
         seed
             For counts and positions.
         dwell, energy_kev, sample
@@ -79,7 +80,10 @@ class SRXMap:
         for energy, counts in peaks.items():
             peak = np.exp(-0.5 * ((axis - energy / 10.0) / _SIGMA_BINS) ** 2)
             peak /= _SIGMA_BINS * np.sqrt(2 * np.pi)
-            amount = rng.uniform(0.2, 1.8, (*shape, channels, 1)) * counts
+            if np.ndim(counts):
+                amount = np.asarray(counts).reshape(*shape, 1, 1)
+            else:
+                amount = rng.uniform(0.2, 1.8, (*shape, channels, 1)) * counts
             mean += (amount * peak).astype(np.float32)
         ends = ((2.0, 2.0 + 0.5 * max(rows - 1, 1)), (-3.0, -3.0 + 0.25 * max(cols - 1, 1)))
         slow, fast = np.meshgrid(

@@ -137,6 +137,16 @@ def test_fly_maps_are_what_was_measured(tmp_path, axes, snake, names) -> None:
     assert meta["incident_energy_ev"] == 12_000.0
 
 
+def test_an_image_may_be_given_as_the_truth(tmp_path) -> None:
+    image = np.outer([100.0, 300.0], [1.0, 2.0, 3.0])
+    sample = SRXMap.make((2, 3), 4, 1024, peaks_ev={6400.0: image})
+    update = final(assemble(list(fly(tmp_path, sample)), tmp_path))
+    agrees(update, sample)
+    net = (update.arrays["counts"] - update.arrays["background"])[:, LINES.index("Fe_K")]
+    # The least are 4 x 100 counts, with a standard error of 5 %.
+    np.testing.assert_allclose(net.mean(axis=0), image, rtol=0.15)
+
+
 def test_lines_of_the_shipped_profile_are_refused_by_name_where_they_cannot_be(tmp_path) -> None:
     update = final(assemble(list(fly(tmp_path, truth(2, 2))), tmp_path, [load_profile("srx")]))
     assert "edge at 13035 eV is above" in update.meta["refused"]["Pb_L"]
