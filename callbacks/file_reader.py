@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ PATIENCE_S = 60.0
 # Small blocks are handed over together: passing one from thread to thread costs tens of microseconds.
 _TOGETHER_BYTES = 4 << 20
 _Block = tuple[int, np.ndarray]
+_Work = tuple[Future[Any], Callable[[], Any]]
 T = TypeVar("T")
 
 
@@ -44,8 +46,7 @@ class FileReader:
 
     def __init__(self, patience: float = PATIENCE_S) -> None:
         self._patience = patience
-        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
-        self._work = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stuck: Future[Any] | None = None
         self._closed = False
@@ -105,8 +106,12 @@ class FileReader:
             raise NotReadable("this run's files are closed")
         if self._thread is None:
             # Not waited for at the end of the process: it may never return.
-            self._thread = threading.Thread(target=self._run, name="files", daemon=True)
+            self._thread = threading.Thread(
+                target=_run, args=(self._work,), name="files", daemon=True
+            )
             self._thread.start()
+            # A run that is dropped without being closed takes its thread along.
+            weakref.finalize(self, self._work.put, None)
         future: Future[T] = Future()
         self._work.put((future, function))
         return future
@@ -120,16 +125,19 @@ class FileReader:
             self._stuck = future
             raise NotReadable(f"a read has not returned for {self._patience:g} s") from error
 
-    def _run(self) -> None:
-        while (item := self._work.get()) is not None:
-            future, function = item
-            try:
-                result = function()
-            except BaseException as error:  # noqa: BLE001  It is raised where the result is awaited.
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-            del item, future, function
+
+def _run(work: queue.SimpleQueue[_Work | None]) -> None:
+    while (item := work.get()) is not None:
+        future, function = item
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001  It is raised where the result is awaited.
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+            del result
+        # Nothing of a run is kept while the next piece of work is waited for.
+        del item, future, function
 
 
 def _take(blocks: Iterator[_Block]) -> tuple[list[_Block], bool, Exception | None]:

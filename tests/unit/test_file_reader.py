@@ -1,5 +1,6 @@
 """Reading beside the run: ahead, in order, and without waiting for ever."""
 
+import gc
 import threading
 
 import numpy as np
@@ -136,3 +137,13 @@ def test_closing_does_not_wait_for_a_read_that_hangs():
     assert closed.is_set()
     with pytest.raises(NotReadable, match="closed"):
         reader(lambda: 1)
+
+
+def test_a_run_that_is_dropped_takes_its_thread_along():
+    reader = FileReader()
+    assert reader(lambda: 1) == 1
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "files")
+    del reader
+    gc.collect()
+    thread.join(30)
+    assert not thread.is_alive()
