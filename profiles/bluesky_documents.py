@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import h5py
 import numpy as np
-from event_model import compose_run, compose_stream_resource
+from event_model import compose_run
 
 from inscan.profiles.bluesky_starts import Plan
 
@@ -236,7 +236,7 @@ def fly_documents(
         stream = run.describe(own, counts.elements, name="dark")
         yield "descriptor", stream.descriptor_doc
         ones = {name: np.ones((dark, *v.shape[1:]), v.dtype) for name, v in detector.items()}
-        yield from _filled(folder / "dark.h5", ones, stream, 0, dark, points_per_datum)
+        yield from _filled(run, folder / "dark.h5", ones, stream, 0, dark, points_per_datum)
     stream = run.describe(keys, counts.elements)
     yield "descriptor", stream.descriptor_doc
     if baseline:
@@ -248,12 +248,13 @@ def fly_documents(
     edges = np.linspace(0, plan.n, files + 1).astype(int).tolist()
     for part, (first, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         path = folder / f"detector_{part}.h5"
-        yield from _filled(path, detector, stream, first, stop, points_per_datum)
-    yield from _filled(folder / "box.h5", box, stream, 0, plan.n, points_per_datum)
+        yield from _filled(run, path, detector, stream, first, stop, points_per_datum)
+    yield from _filled(run, folder / "box.h5", box, stream, 0, plan.n, points_per_datum)
     yield "stop", run.bundle.compose_stop(time=_TIME + plan.n)
 
 
 def _filled(
+    run: _Run,
     path: Path,
     columns: Mapping[str, np.ndarray],
     stream: Any,
@@ -270,7 +271,7 @@ def _filled(
             file.create_dataset(f"entry/data/{key}", data=values[first:stop], maxshape=shape)
     resources = []
     for key in columns:
-        resource = compose_stream_resource(
+        resource = run.bundle.compose_stream_resource(
             mimetype="application/x-hdf5",
             uri=f"file://localhost{quote(str(path.resolve()))}",
             data_key=key,
