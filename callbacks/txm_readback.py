@@ -109,7 +109,7 @@ class Readback:
                 f"{self.beyond} images came instead of {plan.n_images}, and no energy was read back"
                 f" that would tell which is which; {keys}, or name txm.energy"
             )
-        if several and not proof:
+        if several and not proof and self.beyond:
             self._notes.set(
                 "neither energies nor positions were read back: the order of images is believed", 1
             )

@@ -228,6 +228,20 @@ def test_a_wrong_number_of_positions_is_explained_and_never_sorted(tmp_path, cha
     assert "\n" not in reason
 
 
+def test_positions_that_nothing_proves_are_believed_and_said(tmp_path):
+    docs = documents(scan(MULTI), tmp_path)
+    positions = PROFILE.model_dump(mode="json")["txm"]["positions"] | {"motors": []}
+    blind = profile_with(energy=None, positions=positions)
+    found = finals(docs, tmp_path, blind)
+    assert len(found) == 3
+    assert warned(found[0], "the order of images is believed")
+    empty = [d for d in docs if d[1] not in of_stream(docs, "primary")]
+    (update,) = assemble(empty, tmp_path, blind)[-1:]
+    assert not warned(update, "the order of images is believed")
+    extra = [("start", docs[0][1] | {"num_pos": 2}), *docs[1:]]
+    assert "no energy was read back" in rejected(extra, tmp_path, blind)
+
+
 @pytest.mark.parametrize("number", [0, -1, "three", 1.5, True, [2], 1 << 40, 1000])
 def test_a_number_of_positions_that_is_none(tmp_path, number):
     start = documents(scan(MULTI), tmp_path)[0][1]
