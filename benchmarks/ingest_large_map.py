@@ -84,12 +84,37 @@ class Mapped:
         return array
 
 
-def figures(seconds: list[float], before_mb: float, **more: Any) -> dict[str, Any]:
+class Clock:
+    """Wall and CPU time (all threads) of rows; between `start` and `stop` they run."""
+
+    def __init__(self) -> None:
+        self.before_mb = memory_mb()
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self._row = (0.0, 0.0)
+        self._began = (0.0, 0.0)
+
+    def start(self) -> None:
+        self._began = (time.perf_counter(), time.process_time())
+
+    def stop(self, row_done: bool) -> None:
+        wall, cpu = self._began
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        self._row = (self._row[0] + wall, self._row[1] + cpu)
+        if row_done:
+            self.wall.append(self._row[0])
+            self.cpu.append(self._row[1])
+            self._row = (0.0, 0.0)
+
+
+def figures(clock: Clock, **more: Any) -> dict[str, Any]:
     """The figures of one part; the first row pays for what is prepared once and is left out."""
+    seconds, before_mb = clock.wall, clock.before_mb
     per_row = statistics.median(seconds[1:])
     return {
         "rows": len(seconds),
         "s_per_row": per_row,
+        "cpu_s_per_row": statistics.median(clock.cpu[1:]),
         "s_per_row_worst": max(seconds[1:]),
         "s_first_row": seconds[0],
         "mb_per_s": ROW_BYTES / 1e6 / per_row,
@@ -122,45 +147,41 @@ def srx(folder: Path) -> BeamlineProfile:
 
 def read(folder: Path) -> dict[str, Any]:
     """The spectra into memory, nothing else: what a row costs at least when it is read as a whole."""
-    seconds, before = [], memory_mb()
+    clock = Clock()
     for path in sorted((folder / "data").iterdir()):
-        began = time.perf_counter()
+        clock.start()
         with h5py.File(path) as file:
             if SPECTRA in file:
                 file[SPECTRA][()]  # type: ignore[index]
-                seconds.append(time.perf_counter() - began)
-    return figures(seconds, before)
+                clock.stop(row_done=True)
+    return figures(clock)
 
 
 def ours(folder: Path) -> dict[str, Any]:
     """Files per row, through the assembler of the service."""
     spool = folder / "spool"
     spool.mkdir()
-    allocate, seconds, row = Mapped(spool), [], 0.0
+    allocate, clock = Mapped(spool), Clock()
     assembler: Any = None
-    before = memory_mb()
     for name, doc in documents(folder):
         if assembler is None:
             assembler = open_assembler(doc, [srx(folder)], allocate)
         if name == "stop":
             break
-        began = time.perf_counter()
+        clock.start()
         assembler(name, doc)
-        row += time.perf_counter() - began
-        if name == "event" and len(doc["data"]) > CHANNELS:
-            seconds.append(row)
-            row = 0.0
-    return finish(assembler, seconds, before, allocate)
+        clock.stop(row_done=name == "event" and len(doc["data"]) > CHANNELS)
+    return finish(assembler, clock, allocate)
 
 
-def finish(assembler: Any, seconds: list[float], before: float, allocate: Mapped) -> dict[str, Any]:
+def finish(assembler: Any, clock: Clock, allocate: Mapped) -> dict[str, Any]:
     """End a run of which a part was taken in, and see that it was."""
-    done = figures(seconds, before)
+    done = figures(clock)
     began = time.perf_counter()
     (update,) = assembler.finish("only the first rows are measured")
     # The final goes over the whole map, whether measured or not: its time needs no extrapolation.
     done |= {"s_final": time.perf_counter() - began, "peak_mb_final": memory_mb()}
-    if update.kind != "final" or update.meta["rows_done"] != len(seconds):
+    if update.kind != "final" or update.meta["rows_done"] != len(clock.wall):
         raise RuntimeError(f"not what was written: {update.meta}")
     elements = list(update.meta["elements"])
     return done | {"elements": elements, "spool_mb": allocate.nbytes / 1e6}
@@ -182,21 +203,18 @@ def peer(folder: Path) -> dict[str, Any]:
     registry: dict[str, Any] = {"XSP3_FLY": BulkXSPRESS}
     registry |= dict.fromkeys(("ZEBRA_HDF51", "SIS_HDF51"), ColumnHandler)
     filler: Any = Filler(registry, inplace=False, retry_intervals=[])
-    kept, sums, seconds, row = [], [], [], 0.0
+    kept, sums, clock = [], [], Clock()
     edges = np.linspace(200, 1100, len(LINES)).astype(int)
-    before = memory_mb()
     for name, doc in documents(folder):
-        began = time.perf_counter()
+        clock.start()
         _, filled = filler(name, dict(doc))
-        if name == "event" and "xs_fluor" in filled["data"]:
+        row_done = name == "event" and "xs_fluor" in filled["data"]
+        if row_done:
             spectra = filled["data"]["xs_fluor"]
             kept.append(filled)
             sums.append([spectra[..., low : low + 30].sum(axis=-1) for low in edges])
-            seconds.append(row + time.perf_counter() - began)
-            row = 0.0
-            continue
-        row += time.perf_counter() - began
-    return figures(seconds, before, kept_mb=len(kept) * ROW_BYTES / 1e6)
+        clock.stop(row_done)
+    return figures(clock, kept_mb=len(kept) * ROW_BYTES / 1e6)
 
 
 def grower(path: Path, rows: int, seed: int) -> None:
@@ -252,7 +270,7 @@ def swmr(folder: Path, rows: int, seed: int) -> dict[str, Any]:
         )
         for key in shapes
     ]
-    allocate, seconds, before = Mapped(spool), [], memory_mb()
+    allocate, clock = Mapped(spool), Clock()
     profile = BeamlineProfile.model_validate(content)
     assembler = open_assembler(run.start_doc, [profile], allocate)
     assembler("descriptor", stream.descriptor_doc)
@@ -271,14 +289,14 @@ def swmr(folder: Path, rows: int, seed: int) -> dict[str, Any]:
             writer.stdin.flush()
             writer.stdout.readline()
             indices: Any = {"start": row * COLS, "stop": (row + 1) * COLS}
-            began = time.perf_counter()
+            clock.start()
             for bundle in bundles:
                 datum = bundle.compose_stream_datum(
                     indices=indices, descriptor=stream.descriptor_doc
                 )
                 assembler("stream_datum", datum)
-            seconds.append(time.perf_counter() - began)
-    return finish(assembler, seconds, before, allocate)
+            clock.stop(row_done=True)
+    return finish(assembler, clock, allocate)
 
 
 def part(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -358,7 +376,7 @@ def main() -> None:
         one = found[name]
         print(
             f"{text:32s} {one['rows']:4d} rows {one['s_per_row']:7.3f} s/row (worst"
-            f" {one['s_per_row_worst']:.3f}) {one['mb_per_s']:7.0f} MB/s   peak"
+            f" {one['s_per_row_worst']:.3f}, CPU {one['cpu_s_per_row']:.3f}) {one['mb_per_s']:7.0f} MB/s   peak"
             f" {one['peak_mb']:7.0f} MB (before {one['before_mb']:.0f})"
             f"   whole map {one['extrapolated_min']:6.1f} min (extrapolated)"
         )

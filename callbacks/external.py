@@ -65,6 +65,7 @@ class DetectorFiles:
         self._sequences: dict[str, FileSequence] = {}
         self._files: dict[Path, h5py.File] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
+        self._held = 0
 
     def add(self, doc: Mapping[str, Any]) -> None:
         """Take a stream_resource document; FileRefused when its file may not be read.
@@ -273,6 +274,21 @@ class DetectorFiles:
         self._files.clear()
         self._datasets.clear()
 
+    def hold(self) -> None:
+        """Keep files open from now on until `release`, which must follow each `hold`.
+
+        Many values of one file are then read without opening it for each; what is added to a file
+        that is not in SWMR mode may go unseen meanwhile.
+        """
+        self._held += 1
+
+    def release(self) -> None:
+        """End what `hold` began: close every file that would not show what is added to it."""
+        self._held -= 1
+        if not self._held:
+            for path in [path for path, file in self._files.items() if not file.swmr_mode]:
+                self._close(path)
+
     def _drop_unless_swmr(self, doc: Mapping[str, Any]) -> None:
         """Close a file that would not show what is added to it, and that its writer may want."""
         if doc["uid"] in self._datasets:
@@ -292,7 +308,7 @@ class DetectorFiles:
         try:
             if dataset is None:
                 dataset = self._find(doc, path)
-                if dataset.file.swmr_mode:
+                if dataset.file.swmr_mode or self._held:
                     self._datasets[doc["uid"]] = dataset
             else:
                 # On a network disk the length of an open file is asked for anew when it is opened.

@@ -61,6 +61,11 @@ class FileReader:
         """
         return self._wait(self._submit(lambda: function(*args)))
 
+    def later(self, function: Callable[[], Any]) -> None:
+        """Call a function in the reading thread after what it is doing, without waiting for it."""
+        if self._thread is not None and not self._closed:
+            self._work.put((Future(), function))
+
     def blocks(self, blocks: Iterator[_Block]) -> Iterator[_Block]:
         """Yield what an iterator yields, reading ahead by one block while the caller works.
 

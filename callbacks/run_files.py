@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,14 @@ class RunFiles:
                     self._notes.add("rows found in the file that no document announced", key)
                 break
 
+    def forget(self, events: Collection[tuple[str, int]]) -> None:
+        """Read no more for events (stream, seq_num) whose data have come by another way."""
+        self._unfilled = [
+            (stream, doc)
+            for stream, doc in self._unfilled
+            if (stream, doc.get("seq_num")) not in events
+        ]
+
     def finish(self) -> None:
         """Read what is left, waiting for it at most until the profile's deadline."""
         deadline = time.monotonic() + self._deadline_s
@@ -168,6 +176,18 @@ class RunFiles:
 
     def _read_left(self) -> bool:
         """Try again; return whether waiting longer may help."""
+        try:
+            self._reader(self._files.hold)
+        except NotReadable as error:
+            self._why = str(error)
+            return True
+        try:
+            return self._try_left()
+        finally:
+            # In the thread of the files, whenever it gets to it: one that hangs is not waited for.
+            self._reader.later(self._files.release)
+
+    def _try_left(self) -> bool:
         unread, self._unread = self._unread, []
         not_ready: set[str] = set()
         for stream, rows in unread:
@@ -231,4 +251,8 @@ class RunFiles:
     ) -> dict[str, np.ndarray]:
         # The smallest first: one that is not ready must not cost the reading of the largest.
         order = sorted(wanted, key=lambda key: math.prod(wanted[key]))
-        return {key: self._datums.read(data[key], wanted[key]) for key in order}
+        self._files.hold()
+        try:
+            return {key: self._datums.read(data[key], wanted[key]) for key in order}
+        finally:
+            self._files.release()

@@ -300,3 +300,26 @@ def test_which_events_a_datum_is(tmp_path, files, datum, expected):
             files.rows(doc)
     else:
         assert files.rows(doc) == Rows("r1", "d", "k", *expected)
+
+
+def test_files_that_are_held_stay_open_until_they_are_released(tmp_path, files):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = DATA
+    files.add(resource(path))
+
+    def is_open():
+        links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        return any(os.path.realpath(link) == str(path) for link in links)
+
+    files.hold()
+    files.hold()
+    np.testing.assert_array_equal(files.value("r1", 3, None, (3,)), DATA[3])
+    assert is_open()
+    files.release()
+    np.testing.assert_array_equal(files.value("r1", 4, None, (3,)), DATA[4])
+    assert is_open()
+    files.release()
+    assert not is_open()
+    np.testing.assert_array_equal(files.value("r1", 5, None, (3,)), DATA[5])
+    assert not is_open()
