@@ -284,7 +284,9 @@ def test_flats_at_some_energies_are_interpolated_and_said(tmp_path):
     np.testing.assert_allclose(
         update.arrays["flat_per_energy"], [flat[0], (flat[0] + flat[1]) / 2, flat[1]], rtol=1e-4
     )
-    assert update.meta["warnings"] == ["energies without a flat of their own: interpolated, or the nearest"]
+    assert update.meta["warnings"] == [
+        "energies without a flat of their own: interpolated, or the nearest"
+    ]
 
 
 def test_snapshots_once_there_is_a_transmission(tmp_path):
