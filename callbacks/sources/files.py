@@ -217,22 +217,26 @@ class FileSource:
 
     def _read(self, sink: Sink, stop: threading.Event, *, more: bool) -> None:
         problems = Problems(self.counts)
-        inode = self._identity()[0]
+        inode, ends = self._identity()[0], False
 
         def wait(read: int) -> bool:
+            nonlocal ends
             self.ready.set()
             stop.wait(_LOOK_S)
             now, size = self._identity()
             if now != inode or size < read:
                 self.counts["replaced"] += 1
-                return False
-            return not stop.is_set()
+                ends = True
+            return not ends and not stop.is_set()
 
         with closing(read_documents(self.path, problems, more=wait if more else None)) as found:
             for name, doc in found:
                 sink(name, doc)
                 if stop.is_set():
                     return
+        if more and not ends and not stop.is_set():
+            why = problems.first or "it is compressed"
+            raise SourceError(f"{self.path} cannot be followed any further: {why}")
         if not more and not self.counts["documents"]:
             raise SourceError(
                 f"{self.path}: no documents in it ({problems.first or 'it is empty'})"

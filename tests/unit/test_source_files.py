@@ -358,6 +358,21 @@ def test_a_growing_file_is_followed(tmp_path, write):
     assert not source.counts["garbage"]
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (gzip.compress(b'["start", {"uid": "u"}]\n'), "compressed"),
+        (msgpack.packb(["start", {"uid": "u"}]) + b"\xc1" * 30, "rest is lost"),  # type: ignore[operator]
+    ],
+)
+def test_what_cannot_be_followed_ends_with_the_reason(tmp_path, content, says):
+    (tmp_path / "file").write_bytes(content)
+    sink = Collected()
+    with pytest.raises(SourceError, match=says):
+        FileSource(tmp_path / "file", follow=True).run(sink, threading.Event())
+    assert sink == [("start", {"uid": "u"})]
+
+
 # Real files
 
 

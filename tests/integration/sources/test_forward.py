@@ -17,9 +17,11 @@ from bluesky.callbacks.zmq import Publisher
 from inscan.callbacks.request import NoServiceError, request
 from inscan.callbacks.sources.files import write_documents
 from inscan.callbacks.sources.ready import NotReadyError, wait_ready
+from inscan.service import source_table
 from inscan.service.forward import log_folder
 from inscan.service.settings import SettingsError, load_settings
 from inscan.service.source_settings import command, environment
+from inscan.service.source_table import SourceTable
 
 
 def to_json(doc: Any) -> bytes:
@@ -184,6 +186,24 @@ def test_a_catalog_of_tiled_is_forwarded(forward, ingest, until, tiled, tmp_path
     process.send_signal(signal.SIGTERM)
     out, _ = ended(process)
     assert f"ready: Tiled {tiled.uri}" in out
+
+
+def test_the_table_of_sources_is_bounded_and_forgets_the_gone(monkeypatch):
+    table = SourceTable()
+    for number in range(64):
+        table.report(f"source {number}", True, {"documents": number}, 1, "host")
+    with pytest.raises(ValueError, match="64 sources"):
+        table.report("one more", True, {}, 1, "host")
+    table.report("source 7", False, {"documents": 70}, 1, "host", 2.0, "why")
+    rows = {row["label"]: row for row in table.rows()}
+    assert len(rows) == 64 and rows["source 7"]["documents"] == 70 and rows["source 8"]["ready"]
+    monkeypatch.setattr(source_table, "_FRESH_S", 0.0)
+    assert not any(row["ready"] for row in table.rows())
+    table.report("one more", True, {}, 1, "host")
+    assert len(table.rows()) == 64
+    for label in ("", "x" * 301):
+        with pytest.raises(ValueError, match="label"):
+            table.report(label, True, {}, 1, "host")
 
 
 # Settings
