@@ -107,6 +107,7 @@ class RunAssembler:
         """Give up documents that wait for others: what they stood for has come by another way."""
         self._waiting.clear()
         self._n_waiting = 0
+        self._files.forget(self._received.replaced)
 
     def close(self) -> None:
         """Close detector files; every further document is late."""

@@ -35,6 +35,8 @@ class Received:
         self._files: dict[str, str] = {}
         self._resources: set[str] = set()
         self._datums: set[str] = set()
+        self.replaced: set[tuple[str, int]] = set()
+        """Stream and seq_num of events that held ids of data which came by another way."""
         # Resource that has not come -> datums of it that have.
         self._without_resource: dict[str, list[str]] = {}
         # Datum that cannot be read yet -> what holds its id; and the other way round.
@@ -83,6 +85,7 @@ class Received:
             self._held.pop(held, None)
 
     def _let_go(self, held: _Held) -> None:
+        self.replaced.add(held[:2])
         datum = self._held.pop(held)
         holders = self._unknown[datum]
         holders.discard(held)

@@ -20,7 +20,7 @@ from inscan.callbacks.sources.interface import SourceError
 
 __all__ = ["Catalog", "Mending", "Place", "Repairs"]
 
-Place = Callable[[str, Mapping[str, Any]], None]
+Place = Callable[[str, Mapping[str, Any]], object]
 """Puts one document into the run's assembler."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 5.0

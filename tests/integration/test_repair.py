@@ -19,13 +19,16 @@ from tiled.client import from_uri
 from inscan.callbacks.assembly import open_assembler
 from inscan.callbacks.connection import connect
 from inscan.callbacks.missing import Missing
-from inscan.callbacks.profile import load_profile
+from inscan.callbacks.profile import BeamlineProfile, load_profile
 from inscan.callbacks.request import request
 from inscan.profiles.samples import cells
 from inscan.profiles.simulation import sim_xrf
+from inscan.profiles.srx_documents import fly, hf2dxrf
+from inscan.profiles.srx_truth import SRXMap
 from inscan.profiles.xrf_plans import fly_raster, step_raster
 from inscan.service.repair import Catalog, Repairs
 from inscan.service.tiled_http import RAW
+from inscan.service.tiled_server import EmbeddedTiled
 
 Documents = list[tuple[str, Any]]
 Until = Callable[..., Any]
@@ -281,3 +284,63 @@ def test_a_catalog_that_is_away_is_asked_again_until_the_deadline() -> None:
     assert "http://127.0.0.1:9 cannot be used" in mending.said
     assert repairs.told("run") == mending.said and repairs.told("run") == ""
     assert repairs.counts["given up"] == 1
+
+
+@pytest.mark.parametrize("scan", [fly, hf2dxrf])
+def test_ids_of_data_that_never_came_are_replaced_by_arrays(
+    tiled: EmbeddedTiled, folder: Path, scan: Any
+) -> None:
+    """Detector files named by resource and datum documents, some of them lost with the events between them."""
+    data = folder / "data"
+    documents = list(scan(data, SRXMap.make((3, 4), 2, 1024)))
+    uid = documents[0][1]["uid"]
+    client = from_uri(tiled.uri, api_key=tiled.api_key.get_secret_value())
+    write_srx(client[RAW], documents)
+    client.context.http_client.close()
+    content = load_profile("srx" if scan is fly else "srx_hf2dxrf").model_dump(mode="json")
+    content["xrf"]["elements"]["lines"] = ["Ca_K", "Fe_K", "Zn_K"]
+    profile = BeamlineProfile.model_validate(content)
+
+    def take(documents: Documents, stop: Any, repairs: Repairs | None) -> Any:
+        assembler = open_assembler(documents[0][1], [profile], data_roots=[data])
+        for name, doc in documents:
+            assembler(name, doc)
+        if repairs is not None:
+            mending = repairs.fill(uid, assembler, stop, gaps=False)
+            assert mending is not None
+            assert repairs.look(mending, assembler, lambda name, doc: assembler(name, doc))
+            assert mending.complete and "repaired from Tiled" in mending.said
+        return assembler("stop", stop)[-1]
+
+    repairs = Repairs(5.0)
+    repairs.use(Catalog(tiled.uri, tiled.api_key))
+    rng = random.Random(3)
+    kept = [documents[0], *(d for d in documents[1:-1] if rng.random() < 0.6)]
+    stop = documents[-1][1]
+    ours, wanted = take(kept, stop, repairs), take(documents[:-1], stop, None)
+    same(ours.arrays, wanted.arrays)
+    assert ours.meta["warnings"] == wanted.meta["warnings"]
+
+
+def write_srx(raw: Any, documents: Documents) -> None:
+    """Write with what TiledWriter has to be told of this beamline's files."""
+
+    def resource(doc: Any) -> Any:
+        if doc["spec"] == "XSP3_FLY":
+            doc["resource_kwargs"]["dataset"] = "entry/instrument/detector/data"
+        return doc
+
+    def datum(doc: Any) -> Any:
+        kwargs = doc["datum_kwargs"]
+        if "column" in kwargs:
+            kwargs["dataset"] = kwargs.pop("column")
+        elif "channel" in kwargs:
+            kwargs["slice"] = f":,{kwargs.pop('channel') - 1},:"
+        return doc
+
+    specs = ("XSP3_FLY", "ZEBRA_HDF51", "SIS_HDF51")
+    mimetypes: Any = dict.fromkeys(specs, "application/x-hdf5")
+    patches: Any = {"resource": resource, "datum": datum}
+    writer = TiledWriter(raw, spec_to_mimetype=mimetypes, patches=patches)
+    for name, doc in documents:
+        writer(name, doc)
