@@ -327,6 +327,9 @@ def test_the_service_starts_its_sources_and_starts_them_again(
         third = documents()
         file.writelines(json.dumps(document) + "\n" for document in third)
     until(lambda: third[0][1]["uid"] in uids(state))
+    command = [sys.executable, "-m", "inscan.service.cli", "status", "--state", str(state)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "2 sources" in told and "0MQ" in told and "running" in told
     known = request(state, "known_runs", uids=["nobody's", first[0][1]["uid"]])["known"]
     assert known == [first[0][1]["uid"]]
     process.terminate()
