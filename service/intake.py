@@ -30,7 +30,7 @@ _MAX_QUEUE_BYTES = 512 * 2**20
 
 
 class _Abandoned(Exception):
-    """The service stops in the middle of a repair."""
+    """The service stops in the middle of a repair, or the run turned out to be nobody's."""
 
 
 @dataclass
@@ -182,7 +182,7 @@ class RunIntake:
             if over:
                 self._settle(mending)
         except _Abandoned:
-            logger.info("run %s: its repair is left to the next start", self.run_uid)
+            logger.info("run %s: its repair ends here", self.run_uid)
         except Exception as error:  # noqa: BLE001 - one run's defect is not the others'
             self._broken(error)
         with self._lock:
@@ -267,10 +267,8 @@ class RunIntake:
                 )
 
     def _place_fetched(self, name: str, doc: Mapping[str, Any]) -> None:
-        if self._abandoned:
-            raise _Abandoned
-        if self.state != "open":
-            return
+        if self._abandoned or self.state != "open":
+            raise _Abandoned  # nothing that follows is of use
         if name == "start" and self._assembler is None:
             self._start(dict(doc))
         elif self._assembler is not None and name != "start":

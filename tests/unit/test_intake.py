@@ -341,3 +341,15 @@ def test_a_repair_ends_when_the_service_stops():
     run._mending = Mending("run", 0.0, {})
     run.mend(nothing)
     assert run.idle and run.state == "open" and books.placed == before
+
+
+def test_a_run_that_is_nobodys_is_not_read_to_its_end():
+    books = Gappy()
+    books.errors["open"] = NotUnderstood("no profile")
+    run = repaired(books, Kept(_DOCUMENTS))
+    take(run, 0, documents=[_DOCUMENTS[5]])
+    assert run.claim_mending(0.0) and run.mend(nothing) == 0
+    assert run.claim()
+    run.work(nothing)
+    assert run.state == "passed_by" and books.placed == [] and run.idle
+    assert books.said == [("passed_by", "no profile")]
