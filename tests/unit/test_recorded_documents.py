@@ -19,6 +19,7 @@ from inscan.profiles.bluesky_documents import Counts, fly_documents, step_docume
 from inscan.profiles.bluesky_starts import grid, spiral
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "bluesky_docs"
+SIM_XRF = load_profile("sim_xrf").model_dump(mode="json")
 Documents = list[tuple[str, Any]]
 
 
@@ -29,7 +30,7 @@ def recorded() -> Iterator[Documents]:
         except SourceError:
             continue  # parts of other conversations, no runs
         for run in runs:
-            yield [(name, copy.deepcopy(doc)) for name, doc in run.documents()]
+            yield list(run.documents())
 
 
 def shipped() -> list[BeamlineProfile]:
@@ -38,7 +39,7 @@ def shipped() -> list[BeamlineProfile]:
 
 def permissive(documents: Documents) -> list[BeamlineProfile]:
     """Return profiles that take the run, each with another of its keys for a detector."""
-    xrf = load_profile("sim_xrf").model_dump(mode="json")
+    xrf = SIM_XRF
     txm = load_profile("sim_txm").model_dump(mode="json")
     start = documents[0][1]
     found = []
@@ -105,39 +106,41 @@ def feed(documents: Documents, profile: BeamlineProfile) -> list[Update]:
 def broken(documents: Documents, seed: int) -> Documents:
     """Return the run shuffled, cut, and with random fields gone or of another kind."""
     rng = random.Random(seed)
-    rest = [(name, copy.deepcopy(doc)) for name, doc in documents[1:]]
+    rest = documents[1:]
     if seed % 3 == 0:
         rng.shuffle(rest)
-    rest = rest[: rng.randint(0, len(rest))]
-    out = [documents[0], *rest]
+    out = [documents[0], *rest[: rng.randint(0, len(rest))]]
     for _ in range(1 + seed % 5):
-        _, doc = rng.choice(out[seed % 2 :] or out)
-        _spoil(doc, rng)
+        which = rng.randrange(min(seed % 2, len(out) - 1), len(out))
+        name, doc = out[which]
+        out[which] = name, _spoilt(copy.deepcopy(doc), rng)
     return out
 
 
-def _spoil(doc: Any, rng: random.Random) -> None:
-    """Change one thing somewhere in a document."""
+def _spoilt(whole: Any, rng: random.Random) -> Any:
+    """Return a document with one thing in it changed."""
+    doc = whole
     while isinstance(doc, dict) and doc:
         key = rng.choice(list(doc))
         if isinstance(doc[key], dict) and doc[key] and rng.random() < 0.7:
             doc = doc[key]
             continue
         if key == "uid":
-            return
+            break
         if rng.random() < 0.5:
             del doc[key]
         else:
             doc[key] = rng.choice([None, -1, "x", [], {}, [[1], 2], 1e400, 2**70, True, [None] * 3])
-        return
+        break
+    return whole
 
 
 @pytest.mark.measured
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the recorded documents beside the project")
 def test_recorded_runs_are_read_or_passed_by():
-    kinds = set()
+    kinds, everybody = set(), shipped()
     for documents in recorded():
-        for profile in shipped() + permissive(documents):
+        for profile in everybody + permissive(documents):
             kinds |= {(profile.technique, update.kind) for update in feed(documents, profile)}
             for seed in range(3):
                 feed(broken(documents, seed), profile)
@@ -152,7 +155,6 @@ def test_broken_synthetic_runs_never_get_out(tmp_path, seed):
         documents = list(step_documents(plan, counts))
     else:
         documents = list(fly_documents(plan, counts, tmp_path))
-    content = load_profile("sim_xrf").model_dump(mode="json")
-    content |= {"match": {"uid": documents[0][1]["uid"]}, "read_deadline": 0}
+    content = SIM_XRF | {"match": {"uid": documents[0][1]["uid"]}, "read_deadline": 0}
     content["data_roots"] = [str(tmp_path)]
     feed(broken(documents, seed), BeamlineProfile.model_validate(content))
