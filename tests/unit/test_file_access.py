@@ -213,7 +213,7 @@ def test_damaged_files_raise_nothing_else(folders):
         file.create_dataset("data", data=DATA, chunks=(2, 3), compression="gzip")
     whole = bytearray((inside / "whole.h5").read_bytes())
     rng = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(80):
         damaged = bytearray(whole)
         for at in rng.integers(9, len(whole), 4):
             damaged[at] = rng.integers(256)
