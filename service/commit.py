@@ -4,6 +4,8 @@ Whoever reads ignores runs without a stop. A run that is there already is compar
 Making a node takes Tiled 30 ms, so as much as is known is made while the scan still runs (`Committer.prepare`).
 """
 
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +19,14 @@ from inscan.service import tiled_sources
 from inscan.service.derived import Axis, DerivedRun
 from inscan.service.result_file import ResultFileError
 from inscan.service.result_view import StoredArray, digest_of
-from inscan.service.tiled_http import PROCESSED, TiledHTTP, TiledRejected
+from inscan.service.tiled_http import PROCESSED, TiledHTTP, TiledRejected, TiledUnavailable
 
 STREAM = "primary"
 _AT_ONCE = 4
+_ATTEMPTS = 3
+_OTHER_S = 3.0
+"""How long another writer of the same result is waited for: a half-written run no older than that is being written."""
+_LOOK_S = 0.05
 _REMEMBERED = 64
 _RUN_SPEC = {"name": "BlueskyRun", "version": "3.0"}
 _STREAM_SPECS = [
@@ -115,16 +121,57 @@ class Committer:
         TiledUnavailable, TiledRefusedKey, TiledRejected
             See `inscan.service.tiled_http`.
         """
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                return self._commit(run, axes, path, digest)
+            except (TiledRejected, TiledUnavailable):
+                # Whoever writes the same result at the same time, offline for instance, may have taken away what was
+                # made here; Tiled fails then, or rejects what is to be added. Where it is away this says so, too.
+                self._prepared.pop(run.uid, None)
+                there = self._let_finish(run)
+                if there is not None:
+                    return there
+                if not left:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _let_finish(self, run: DerivedRun) -> Fate | None:
+        """Wait while another writer is at the same run, which it has begun a moment ago."""
+        deadline = time.monotonic() + _OTHER_S
+        while (there := self._fate(run)) is None and time.monotonic() < deadline:
+            found = self._tiled.get(f"{PROCESSED}/{run.uid}")
+            if found is None or found["metadata"].get("stop"):
+                break
+            begun = float(found["metadata"]["start"].get("time") or 0)
+            if abs(run.start["time"] - begun) > _OTHER_S:
+                break
+            threading.Event().wait(_LOOK_S)
+        return there
+
+    def _fate(self, run: DerivedRun) -> Fate | None:
+        """What a run that is there whole means for this one; None where it is not there, or not whole."""
+        attributes = self._tiled.get(f"{PROCESSED}/{run.uid}")
+        found = {} if attributes is None else attributes["metadata"]
+        stop = found.get("stop") or {}
+        if stop.get("exit_status") != "success" and not (stop and run.descriptor is None):
+            return None
+        ours, theirs = run.start.get("result_digest"), found["start"].get("result_digest")
+        return "same" if ours == theirs else "differs"
+
+    def _commit(
+        self, run: DerivedRun, axes: Sequence[Axis], path: Path | None, digest: str
+    ) -> Fate:
         node = f"{PROCESSED}/{run.uid}"
         if run.descriptor is None:
             self._prepared.pop(run.uid, None)
         # The check reads the whole file; meanwhile Tiled learns where its arrays are.
         check = None if path is None else self._pool.submit(_verify, path, digest)
         try:
-            if run.uid not in self._prepared:
-                there = self._open(run)
-                if there is not None:
-                    return there
+            # What was prepared long ago may have been written by another since.
+            there = self._fate(run) if run.uid in self._prepared else self._open(run)
+            if there is not None:
+                self._prepared.pop(run.uid, None)
+                return there
             if path is not None:
                 self._fill(run, axes, path.resolve())
         finally:
@@ -139,14 +186,9 @@ class Committer:
         """Make the run's node, or learn what is there already: None means that there is writing to do."""
         if not self._make(run):
             node = f"{PROCESSED}/{run.uid}"
-            attributes = self._tiled.get(node)
-            if attributes is None:
-                raise TiledRejected(f"Tiled says that {node} exists and does not show it")
-            found = attributes["metadata"]
-            stop = found.get("stop") or {}
-            ours, theirs = run.start.get("result_digest"), found["start"].get("result_digest")
-            if stop.get("exit_status") == "success" or (stop and run.descriptor is None):
-                return "same" if ours == theirs else "differs"
+            there = self._let_finish(run)
+            if there is not None:
+                return there
             # Half-written, or a failure that has been overcome: nothing of what was said then may stay.
             self._tiled.delete(node)
             if not self._make(run):

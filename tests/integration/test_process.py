@@ -1,7 +1,10 @@
 """Stored runs processed offline: the keys, digests and commits of the live service, and no run that raises."""
 
 import json
+import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from inscan.profiles.samples import cells
 from inscan.profiles.simulation import sim_xrf
 from inscan.profiles.xrf_plans import fly_raster
 from inscan.service.cli import app
-from inscan.service.messages import derived_uid, job_key
+from inscan.service.messages import InferenceJob, InferenceResult, derived_uid, job_key
 from inscan.service.offline import Wanted, process_run, with_method
 from inscan.service.offline_stack import process_stack
 from inscan.service.offline_store import ResultStore
@@ -305,3 +308,49 @@ def test_maps_at_several_energies_become_one_stack(
     assert (again.fate, again.key) == ("there", record.key)
     alone = process_stack(runs[:1], "Fe_K", {}, wanted, store)
     assert alone.state == "failed" and "at least two" in alone.reason
+
+
+def test_two_that_commit_at_once_agree(
+    stored: StoredRun, wanted: Wanted, tiled: EmbeddedTiled, folder: Path
+) -> None:
+    (record,) = process_run(stored, wanted)
+    assembled = read_result(Path(record.path)).meta["assembled"]
+    made: list[tuple[InferenceJob, InferenceResult]] = []
+    for number in range(4):
+        # The same content under a new key, once for each of the two.
+        key = job_key(stored.uid, "primary", "n2n", {"number": number})
+        for writer in range(2):
+            path = folder / "results" / f"{key}.race-{writer}.h5"
+            shutil.copy(record.path, path)
+            made.append(
+                (
+                    InferenceJob(
+                        key=key, run_uid=stored.uid, stream="primary", kind="final", recipe="n2n",
+                        parameters={"number": number}, meta=assembled, spool="/nowhere", arrays={},
+                        input_digest=record.input_digest, result_path=str(path), host_id="here",
+                    ),
+                    InferenceResult(
+                        key=key, fence=0, result_path=str(path), digest=record.digest,
+                        report={"verdict": "pass"}, regions=[], timings={},
+                    ),
+                )
+            )  # fmt: skip
+    at_once = threading.Barrier(2)
+
+    def commit_all(writer: int) -> list[str]:
+        with ResultStore(tiled.uri, tiled.api_key, readable=[folder / "results"]) as store:
+            fates = []
+            for job, result in made[writer::2]:
+                at_once.wait(30)
+                fates.append(store.commit(job, result, stored.start))
+        return fates
+
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(commit_all, range(2)))
+    assert set(both[0] + both[1]) <= {"written", "same"}
+    with TiledHTTP(tiled.uri, tiled.api_key) as http:
+        for job, _ in made[::2]:
+            node = http.get(f"{PROCESSED}/{derived_uid(job.key)}")
+            assert node is not None and node["metadata"]["stop"]["exit_status"] == "success"
+            names = http.keys(f"{PROCESSED}/{derived_uid(job.key)}/primary")
+            assert {"values", "sigma", "measured", "x", "y"} <= set(names)
