@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
+from event_model import unpack_datum_page, unpack_event_page
 
 from inscan.callbacks.sources.decode import Arrays, DecodeError, check_document
 from inscan.callbacks.sources.interface import Document, SourceError, StoredRun
@@ -49,7 +50,8 @@ def open_broker(name: str) -> Any:
             from databroker.v1 import Broker
             from tiled.profiles import list_profiles
 
-            known = sorted(list_profiles())
+            with warnings.catch_warnings(record=True, action="always") as said:
+                known = sorted(list_profiles())
         except (ImportError, OSError, ValueError) as error:
             raise SourceError(
                 f"databroker cannot be used: {error}; install databroker[client,back-compat]"
@@ -58,6 +60,7 @@ def open_broker(name: str) -> Any:
             raise LookupError(
                 f"no databroker catalog {name!r}: it is the name of a Tiled profile, and there are"
                 f" {', '.join(known) or 'none'} (`tiled profile create` makes one)"
+                + "".join(f"; {one.message}" for one in said)
             )
         try:
             return Broker.named(name)
@@ -162,18 +165,29 @@ def _documents(broker: Any, header: Any) -> Iterator[Document]:
     """Yield the documents as they were stored, but arrays as ndarrays: MongoDB and JSON keep them as lists."""
     arrays = Arrays()
     with _quiet():
-        # fill=True is not implemented, and references are what is wanted.
-        documents = header.documents(fill=False)
+        # Not the header's own: its documents stumble over a run that has not ended. Not filled: references are wanted.
+        documents = header.v2.documents(fill=False)
     for name, given in _steps(broker, documents):
-        doc = dict(given)
-        if name == "stop" and not doc:
+        if name == "stop" and not given:
             return  # a run that has not ended
+        doc = dict(given)
         try:
             check_document(name, doc)
-        except DecodeError as error:
-            _log.warning("%s: left out: %s", _where(broker), error)
+            single = _singles(name, doc)
+        except (DecodeError, LookupError, TypeError, ValueError) as error:
+            _log.warning("%s: a %s is left out: %s", _where(broker), name, error)
             continue
-        yield arrays(name, doc)
+        for one in single:
+            yield arrays(*one)
+
+
+def _singles(name: str, doc: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The events and datums of a page, as they were before the server packed them."""
+    if name == "event_page":
+        return [("event", dict(one)) for one in unpack_event_page(doc)]  # type: ignore[arg-type]
+    if name == "datum_page":
+        return [("datum", dict(one)) for one in unpack_datum_page(doc)]  # type: ignore[arg-type]
+    return [(name, doc)]
 
 
 def _steps(broker: Any, items: Iterator[Any]) -> Iterator[Any]:
