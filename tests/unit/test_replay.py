@@ -501,6 +501,14 @@ def test_lines_of_a_run_that_nobody_knows_stay_alive() -> None:
     assert words(done) == ["lines left alive, no raster is known: 1 run"]
 
 
+def test_lines_whose_counts_are_in_files_stay_alive_and_are_counted() -> None:
+    lines = lines_of(SCAN[0][1], [PROFILE], ROWS * COLS)
+    files = [due for due in DUES if due.name != "event"]
+    done: Counter[str] = Counter()
+    assert list(inject(files, [Fault("dead_lines", 3)], 0, done, data=0, lines=lines)) == files
+    assert words(done) == ["lines left alive, no event has their counts: 3 lines"]
+
+
 def test_an_aborted_run_ends_after_its_share() -> None:
     found, done = faulted(0, Fault("aborted", 0.6))
     assert [due.name for due in found] == ["start", "descriptor", *["event"] * 12, "stop"]
