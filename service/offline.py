@@ -226,7 +226,10 @@ def _results_of(final: Update, place: Place, wanted: Wanted, progress: Progress)
         return [replace(place.blank, stream=final.stream, reason=reason)]
     profile = next(one for one in wanted.profiles if one.name == str(final.meta.get("profile")))
     try:
-        arrays = {name: place.spool.spec(name, values) for name, values in final.arrays.items()}
+        arrays = {
+            name: place.spool.spec(name, values, scope=final.stream)
+            for name, values in final.arrays.items()
+        }
         first: dict[str, Any] = dict(profile.method.parameters)
         path = profile.weights_file()
         if path is not None:

@@ -31,6 +31,8 @@ MASK = "measured"
 MOST_STEPS = 1_000_000
 """Steps of fine-tuning where the profile grants time and no number: more than any time allows."""
 _POST_S = 5.0
+_ONE_OF_SEVERAL = "@"
+"""In the stream of every map or stack of a run but the first: `primary@2`."""
 _log = logging.getLogger(__name__)
 
 
@@ -160,7 +162,8 @@ class Runs:
 
     def _snapshot(self, update: Update) -> None:
         profile = self._profile(update)
-        if profile.method.snapshot_rows == 0:
+        # One live picture for each run: of several stacks that grow in turn, the first.
+        if profile.method.snapshot_rows == 0 or _ONE_OF_SEVERAL in update.stream:
             return
         rows = int(update.meta.get("rows_done") or 0)
         run = self._spool.run(update.run_uid)
@@ -169,7 +172,9 @@ class Runs:
             # Measured pixels stay as they are while the rest grows: with the mask of this moment
             # the growing files are a snapshot, and nothing but the mask is copied.
             arrays[name] = (
-                run.store(f"{name}@{rows}", values) if name == MASK else run.spec(name, values)
+                run.store(f"{name}@{rows}", values)
+                if name == MASK
+                else run.spec(name, values, scope=update.stream)
             )
         parameters, named = self._first_request(profile, run)
         recipe = profile.method.name
@@ -181,7 +186,10 @@ class Runs:
     def _final(self, update: Update) -> None:
         profile = self._profile(update)
         run = self._spool.run(update.run_uid)
-        arrays = {name: run.spec(name, values) for name, values in update.arrays.items()}
+        arrays = {
+            name: run.spec(name, values, scope=update.stream)
+            for name, values in update.arrays.items()
+        }
         run.write_meta(update.meta)
         added: list[InferenceJob] = []
         first, named = self._first_request(profile, run)

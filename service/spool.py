@@ -1,6 +1,7 @@
 """The spool: the arrays of a run as mapped files, which are the assembly buffer and the jobs' input
 at once."""
 
+import hashlib
 import json
 import os
 import re
@@ -186,19 +187,27 @@ class SpoolRun:
         os.replace(temporary, path)
         return _spec(path.name, values)
 
-    def spec(self, name: str, values: np.ndarray) -> ArraySpec:
-        """Describe an array of an update: mapped here already, or stored now."""
-        mapped = self._arrays.get(name)
-        same = mapped is not None and (
-            values is mapped
-            or (
+    def spec(self, name: str, values: np.ndarray, *, scope: str = "") -> ArraySpec:
+        """Describe an array of an update: mapped here already, or stored now.
+
+        Parameters
+        ----------
+        name : str
+            What the array is to a method.
+        values : ndarray
+        scope : str
+            Which of a run's maps or stacks it belongs to: of several, each has arrays of the same names.
+        """
+        # By place in memory, not by name.
+        for own, mapped in self._arrays.items():
+            if values is mapped or (
                 values.shape == mapped.shape
                 and values.dtype == mapped.dtype
                 and values.flags.c_contiguous
                 and values.ctypes.data == mapped.ctypes.data
-            )
-        )
-        return _spec(f"{name}.npy", values) if same else self.store(name, values)
+            ):
+                return _spec(f"{own}.npy", values)
+        return self.store(f"{name}.{_short(scope)}" if scope else name, values)
 
     def write_meta(self, meta: Mapping[str, Any]) -> None:
         """Replace `meta.json` in one step."""
@@ -262,6 +271,11 @@ def _reserve(path: Path) -> None:
         raise NoDiskSpace(f"no disk space for {path.with_suffix('.npy')}: {error}") from error
     finally:
         os.close(descriptor)
+
+
+def _short(scope: str) -> str:
+    """A part of a file name for any text."""
+    return hashlib.sha256(scope.encode()).hexdigest()[:8]
 
 
 def _spec(file: str, values: np.ndarray) -> ArraySpec:

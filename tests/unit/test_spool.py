@@ -142,3 +142,17 @@ def test_deleting_spares_who_still_looks(spool):
     assert spool.runs() == [] and (mapped == 3).all()
     spool.delete("run-1")
     assert spool.run("run-1") is not run
+
+
+def test_two_stacks_of_one_run_keep_their_own_arrays(tmp_path: Path) -> None:
+    run = Spool(tmp_path, budget=1 << 20, min_free=0).run("run")
+    first, second = (run.allocate(name, (3,), np.dtype("f4")) for name in ("frames", "frames.2"))
+    first[:], second[:] = 1, 2
+    specs = [run.spec("frames", first), run.spec("frames", second, scope="primary@2")]
+    assert [spec.file for spec in specs] == ["frames.npy", "frames.2.npy"]
+    # Neither was allocated here: one must not be written over the other.
+    stored = {
+        scope: run.spec("flats", np.full(2, value, "f4"), scope=scope)
+        for scope, value in (("primary", 5.0), ("primary@2", 6.0))
+    }
+    assert [load(run.folder, {"flats": spec})["flats"][0] for spec in stored.values()] == [5, 6]
