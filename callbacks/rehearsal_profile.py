@@ -8,16 +8,16 @@ from typing import Any
 
 from inscan.callbacks.profile import BeamlineProfile
 
-__all__ = ["rehearsal_profile"]
+__all__ = ["map_rehearsal_profile", "stack_rehearsal_profile"]
 
 _SHARE = 0.25
 """Of the field and of the time for all of it, where the beamline's own limits say nothing."""
 
 
-def rehearsal_profile(
+def map_rehearsal_profile(
     profile: BeamlineProfile, meta: Mapping[str, Any], full_time_s: float
 ) -> tuple[BeamlineProfile, list[str]]:
-    """Make the profile of a rehearsal.
+    """Make the profile of a rehearsal on a map.
 
     Parameters
     ----------
@@ -85,4 +85,35 @@ def rehearsal_profile(
         "method": method,
         "rescan": rescan,
     }
+    return BeamlineProfile(**content, folder=profile.folder), notes
+
+
+def stack_rehearsal_profile(
+    profile: BeamlineProfile, meta: Mapping[str, Any]
+) -> tuple[BeamlineProfile, list[str]]:
+    """Make the profile of a rehearsal on an energy stack; see `map_rehearsal_profile`."""
+    assert profile.txm is not None
+    txm: dict[str, Any] = {
+        "image": "camera_image",
+        "energy": "energy",
+        "energies": "eng_list",
+        "energies_units": "keV",
+        "edge": meta.get("edge") or profile.txm.edge,
+        # Stored frames are not repeated: their gain is that of the run.
+        "adu_per_photon": meta.get("adu_per_photon") or 1.0,
+    }
+    if profile.txm.references is not None:
+        txm["references"] = profile.txm.references.model_dump(mode="json")
+    if meta.get("pixel_size_um"):
+        txm["pixel_size_um"] = meta["pixel_size_um"]
+    content = {
+        "name": f"{profile.name}_rehearsal",
+        "description": f"Rehearsals on run {meta['run_uid']}",
+        "technique": "txm",
+        "match": {"rehearsal_of": meta["run_uid"]},
+        "txm": txm,
+        "method": profile.method.model_dump(mode="json"),
+        "rescan": {"mode": "off"},
+    }
+    notes = ["noise of the stored frames stays in them: read noise is taken as part of it"]
     return BeamlineProfile(**content, folder=profile.folder), notes

@@ -9,6 +9,13 @@ from rich.console import Console
 
 __all__ = ["rehearse_runs"]
 
+_COUNTED = {
+    "masked": "outside what was measured: masked",
+    "reused": "with photons that an earlier exposure took: not independent of it",
+    "extrapolated": "longer than the stored run has photons for: its noise is magnified",
+    "interpolated": "between stored energies: interpolated",
+}
+
 
 def rehearse_runs(
     what: str,
@@ -65,18 +72,11 @@ def rehearse_runs(
         typer.echo(f"{kind} {uid[:8]}: {outcome['status']} {outcome.get('verdict') or ''}".rstrip())
     share = answer["time_s"] / answer["full_time_s"]
     typer.echo(
-        f"{answer['exposures']} exposures, {answer['time_s']:.4g} s of dwell; the stored run: {answer['pixels']}"
-        f" pixels, {answer['full_time_s']:.4g} s ({share:.0%})"
+        f"{answer['time_s']:.4g} s of dwell; the stored run: {answer['points']} points in {answer['full_time_s']:.4g} s"
+        f" ({share:.0%})"
     )
-    for count, meaning in (
-        (answer["masked"], "outside what was measured: masked"),
-        (answer["reused"], "with photons that an earlier exposure took: not independent of it"),
-        (
-            answer["extrapolated"],
-            "longer than the stored run has photons for: its noise is magnified",
-        ),
-    ):
-        if count:
+    for name, meaning in _COUNTED.items():
+        if count := answer["counted"].get(name):
             typer.echo(f"  {count} exposures {meaning}")
     for text in answer["notes"]:
         typer.echo(f"  note: {text}")

@@ -7,7 +7,7 @@ of this process, against a service of its own, under the beamline's own method a
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,21 @@ from bluesky import RunEngine
 
 from inscan.callbacks import connect
 from inscan.callbacks.assembly import open_assembler
-from inscan.callbacks.plans import coarse_to_fine
 from inscan.callbacks.profile import BeamlineProfile
-from inscan.callbacks.rehearsal_profile import rehearsal_profile
+from inscan.callbacks.rehearsal_profile import map_rehearsal_profile, stack_rehearsal_profile
 from inscan.callbacks.sources.interface import StoredRun
 from inscan.callbacks.updates import Update
-from inscan.profiles.stored_microscope import StoredMicroscope, stored_microscope
-from inscan.profiles.xrf_plans import step_raster
+from inscan.profiles.stored_camera import stored_stack
+from inscan.profiles.stored_microscope import stored_microscope
 from inscan.service.demo_service import ServiceFailed
 from inscan.service.raw_writer import RawRunWriter
+from inscan.service.rehearsal_map import MapRehearsal
+from inscan.service.rehearsal_stack import StackRehearsal
 from inscan.service.replay_service import OwnService
 from inscan.service.show import tiled_of
 from inscan.service.spool import Spool
 
-__all__ = ["Rehearsal", "RehearsalError", "RehearsalOptions", "rehearse"]
+__all__ = ["RehearsalError", "RehearsalOptions", "rehearse"]
 
 _SPOOL_BYTES = 1 << 42
 _RAW_S = 60.0
@@ -52,11 +53,11 @@ class RehearsalOptions:
         Folder of the service, its Tiled and its log.
     data_roots : tuple of Path
     factor : int
-        Step of the survey in steps of the stored run.
+        Step of the survey in steps of the stored run; of a stack, every so many energies.
     dwell_factor : float
-        Dwell of the survey in dwells of the stored run.
+        Dwell of the survey in dwells of the stored run; of a stack, exposure of each frame.
     plan : Path or None
-        File of a plan of one's own. None: survey, wait, measure the proposed regions as finely as the run was.
+        File of a plan of one's own. None: that of `MapRehearsal` or `StackRehearsal`.
     time_scale : float
         Real seconds per simulated second; 0: as fast as it goes.
     seed : int
@@ -75,86 +76,6 @@ class RehearsalOptions:
     timeout: float = 900.0
 
 
-@dataclass
-class Rehearsal:
-    """What a plan finds in its file's `plan(beamline, inscan)`, beside the connection.
-
-    Attributes
-    ----------
-    microscope : StoredMicroscope
-        Motors, detector, ranges, step of the stored run.
-    dwell : float
-        Of the stored run, s.
-    options : RehearsalOptions
-    """
-
-    microscope: StoredMicroscope
-    dwell: float
-    options: RehearsalOptions
-    notes: list[str] = field(default_factory=list)
-
-    def raster(
-        self,
-        slow_range: tuple[float, float],
-        fast_range: tuple[float, float],
-        step: tuple[float, float],
-        dwell: float,
-        md: Mapping[str, Any],
-    ) -> Any:
-        """Map an area, given by the outer edges of its pixels, which are about ``step`` (slow, fast)."""
-        microscope, axes = self.microscope, []
-        for motor, field_range, (low, high), width in zip(
-            (microscope.slow_motor, microscope.fast_motor),
-            (microscope.slow_range, microscope.fast_range),
-            (slow_range, fast_range),
-            step,
-            strict=True,
-        ):
-            low, high = max(low, field_range[0]), min(high, field_range[1])
-            count = max(1, round((high - low) / width))
-            half = (high - low) / count / 2
-            axes += [motor, low + half, high - half, count]
-        meta = {**microscope.metadata, **md}
-        # Duck-typed stand-ins of the simulated microscope's detector and scaler.
-        detector: Any = microscope.detector
-        scaler: Any = _NoScaler()
-        return step_raster(detector, scaler, *axes, dwell=dwell, snake=True, md=meta)
-
-    def survey(self) -> Any:
-        """Map the whole field coarsely."""
-        factor = self.options.factor
-        step = (factor * self.microscope.step[0], factor * self.microscope.step[1])
-        dwell = self.options.dwell_factor * self.dwell
-        ranges = (self.microscope.slow_range, self.microscope.fast_range)
-        return self.raster(*ranges, step, dwell, {"purpose": "survey"})
-
-    def fine(self, region: Mapping[str, Any], proposal: Mapping[str, Any]) -> Any:
-        """Map a proposed region as finely and as long as the stored run did, but not finer than proposed."""
-        wanted = proposal.get("step") or self.microscope.step
-        step = (max(wanted[0], self.microscope.step[0]), max(wanted[1], self.microscope.step[1]))
-        dwell = min(float(proposal.get("dwell") or self.dwell), self.dwell)
-        return self.raster(region["slow_range"], region["fast_range"], step, dwell, {})
-
-
-class _NoScaler:
-    """The stored detector reads the beam monitor itself; plans want a scaler beside it."""
-
-    parent = None
-    name = "sclr"
-
-    def read(self) -> dict[str, Any]:
-        return {}
-
-    def describe(self) -> dict[str, Any]:
-        return {}
-
-    def read_configuration(self) -> dict[str, Any]:
-        return {}
-
-    def describe_configuration(self) -> dict[str, Any]:
-        return {}
-
-
 def rehearse(
     stored: StoredRun, options: RehearsalOptions, tell: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -171,13 +92,13 @@ def rehearse(
     -------
     dict
         `run` (uid of the stored run), `survey_uids`, `fine_uids`, `outcomes`, `notes`; `time_s` of the rehearsal in
-        the beamline's seconds beside `full_time_s` of the stored run, `pixels`, and how many `exposures` were
-        `masked`, `reused` and `extrapolated` (`inscan.profiles.stored_field.StoredField`); `state`, `tiled`.
+        the beamline's seconds beside `full_time_s` of the stored run, `points` (pixels or energies of that run),
+        `counted` (how honest the exposures were); `state`, `tiled`.
 
     Raises
     ------
     RehearsalError
-        The run is not understood, holds no map, or the plan's file is none.
+        The run holds neither map nor stack, or the plan's file is none.
     OSError
         The folder or the service cannot be used.
     """
@@ -185,15 +106,10 @@ def rehearse(
     with tempfile.TemporaryDirectory(prefix="inscan-rehearsal-") as scratch:
         spool = Spool(Path(scratch), budget=_SPOOL_BYTES, min_free=0)
         final, profile = _assembled(stored, options, spool)
-        microscope = stored_microscope(
-            final.arrays, final.meta, seed=options.seed, time_scale=options.time_scale
-        )
-    pixels = int(final.meta["pixels_done"])
-    full_time = microscope.detector.field.dwell * pixels
-    rules, notes = rehearsal_profile(profile, final.meta, full_time)
+        rehearsal, rules, notes, points, full_time = _rebuilt(final, profile, options)
     for note in notes:
         tell(f"note: {note}")
-    rehearsal = Rehearsal(microscope, microscope.detector.field.dwell, options, notes)
+    rehearsal.notes.extend(notes)
     service = _service(options.out, rules)
     try:
         service.launch()
@@ -202,46 +118,57 @@ def rehearse(
             service.wait()
         except ServiceFailed as error:
             raise OSError(str(error)) from error
-        answer = _run(rehearsal, service, own_plan, tell)
+        answer = _run(rehearsal, service, own_plan, options, tell)
     finally:
         service.stop()
-    exposed = microscope.detector.field
     return {
         "run": stored.uid,
         **answer,
         "notes": rehearsal.notes,
         "full_time_s": full_time,
-        "pixels": pixels,
-        "exposures": exposed.exposures,
-        "masked": exposed.masked,
-        "reused": exposed.reused,
-        "extrapolated": exposed.extrapolated,
+        "points": points,
+        "counted": rehearsal.counted(),
         "state": str(service.state_dir),
     }
 
 
+def _rebuilt(
+    final: Update, profile: BeamlineProfile, options: RehearsalOptions
+) -> tuple[MapRehearsal | StackRehearsal, BeamlineProfile, list[str], int, float]:
+    """Devices, rules and notes; and how many points the stored run has, and the seconds that they took."""
+    how: dict[str, Any] = {"seed": options.seed, "time_scale": options.time_scale}
+    if final.meta["technique"] == "xrf":
+        microscope = stored_microscope(final.arrays, final.meta, **how)
+        dwell, points = microscope.detector.field.dwell, int(final.meta["pixels_done"])
+        rules, notes = map_rehearsal_profile(profile, final.meta, dwell * points)
+        rehearsal = MapRehearsal(
+            microscope, dwell, options.factor, options.dwell_factor, options.timeout
+        )
+        return rehearsal, rules, notes, points, dwell * points
+    stack = stored_stack(final.arrays, final.meta, share=options.dwell_factor, **how)
+    rules, notes = stack_rehearsal_profile(profile, final.meta)
+    points = len(stack.energies_ev)
+    full_time = points * stack.dwell / options.dwell_factor
+    return StackRehearsal(stack, options.factor), rules, notes, points, full_time
+
+
 def _run(
-    rehearsal: Rehearsal,
+    rehearsal: MapRehearsal | StackRehearsal,
     service: OwnService,
     own_plan: Callable[..., Plan] | None,
+    options: RehearsalOptions,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     access = tiled_of(service.state_dir)
     assert access.api_key is not None
-    options = rehearsal.options
     engine = RunEngine({}, context_managers=[])
-    seconds = _BeamTime(rehearsal)
+    seconds = _BeamTime()
     raw = RawRunWriter(access.uri, access.api_key, options.out / "raw-log")
     inscan = connect(state_dir=service.state_dir)
     try:
         for callback in (inscan, raw, seconds):
             engine.subscribe(callback)
-        if own_plan is not None:
-            plan = own_plan(rehearsal, inscan)
-        else:
-            plan = coarse_to_fine(
-                rehearsal.survey(), inscan, rehearsal.fine, timeout=options.timeout, report=tell
-            )
+        plan = rehearsal.plan(inscan, tell) if own_plan is None else own_plan(rehearsal, inscan)
         results: list[Any] = []
         engine(_returning(plan, results))
         done = results[0] if results else None
@@ -266,16 +193,19 @@ def _run(
 class _BeamTime:
     """Adds up the dwell of every point that was measured, and remembers the runs."""
 
-    def __init__(self, rehearsal: Rehearsal) -> None:
+    def __init__(self) -> None:
         self.total = 0.0
         self.uids: list[str] = []
-        self._dwell: float = rehearsal.dwell
+        self._dwell = 0.0
+        self._primary = ""
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "start":
             self.uids.append(doc["uid"])
-            self._dwell = float(doc.get("scan", {}).get("dwell", self._dwell))
-        elif name == "event":
+            self._dwell = float(doc.get("exposure_time") or doc["scan"]["dwell"])
+        elif name == "descriptor" and doc["name"] == "primary":
+            self._primary = doc["uid"]
+        elif name == "event" and doc["descriptor"] == self._primary:
             self.total += self._dwell
 
 
@@ -286,7 +216,7 @@ def _returning(plan: Plan, results: list[Any]) -> Plan:
 def _assembled(
     stored: StoredRun, options: RehearsalOptions, spool: Spool
 ) -> tuple[Update, BeamlineProfile]:
-    """The run's map, in memory, and the profile that understood it."""
+    """The run's first map or stack, and the profile that understood it."""
     run = spool.run("run")
     # NotUnderstood is a ValueError that says it all.
     assembler = open_assembler(
@@ -296,14 +226,12 @@ def _assembled(
     for name, doc in stored.documents():
         updates += [u for u in assembler(name, doc) if u.kind != "snapshot"]
     updates += assembler.finish("its documents have no stop")
-    maps = [u for u in updates if u.kind == "final" and u.meta["technique"] == "xrf"]
-    if not maps:
-        reasons = "; ".join(str(u.meta.get("reason") or u.meta["technique"]) for u in updates)
-        raise RehearsalError(
-            f"run {stored.uid[:8]} holds no fluorescence map to rehearse on ({reasons})"
-        )
-    profile = next(one for one in options.profiles if one.name == maps[0].meta["profile"])
-    return maps[0], profile
+    finals = [u for u in updates if u.kind == "final"]
+    if not finals:
+        reasons = "; ".join(str(u.meta.get("reason")) for u in updates)
+        raise RehearsalError(f"run {stored.uid[:8]} holds nothing to rehearse on: {reasons}")
+    profile = next(one for one in options.profiles if one.name == finals[0].meta["profile"])
+    return finals[0], profile
 
 
 def _service(out: Path, rules: BeamlineProfile) -> OwnService:

@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 from bluesky import RunEngine
+from ophyd.utils import LimitError
 
 from inscan.callbacks.assembly import open_assembler
 from inscan.callbacks.profile import BeamlineProfile, load_profile
-from inscan.callbacks.rehearsal_profile import rehearsal_profile
+from inscan.callbacks.rehearsal_profile import map_rehearsal_profile, stack_rehearsal_profile
 from inscan.callbacks.sources.interface import StoredRun
 from inscan.callbacks.updates import Update
 from inscan.profiles.bluesky_documents import Counts, step_documents
 from inscan.profiles.bluesky_starts import grid
+from inscan.profiles.fxi_documents import FXIScan
+from inscan.profiles.stored_camera import stored_stack
 from inscan.profiles.stored_microscope import stored_microscope
-from inscan.service.rehearsal import Rehearsal, RehearsalError, RehearsalOptions, rehearse
+from inscan.service.rehearsal import RehearsalError, RehearsalOptions, rehearse
+from inscan.service.rehearsal_map import MapRehearsal
 
 SIZE, DWELL = 24, 0.125
 
@@ -46,10 +50,9 @@ def test_the_same_raster_on_the_rebuilt_devices_gives_the_stored_map() -> None:
     stored, profile = stored_run(), load_profile("sim_xrf")
     before = assembled(stored.documents(), profile)
     microscope = stored_microscope(before.arrays, before.meta)
-    rules, notes = rehearsal_profile(profile, before.meta, 1.0)
+    rules, notes = map_rehearsal_profile(profile, before.meta, 1.0)
     assert notes == []
-    options = RehearsalOptions((profile,), Path("unused"))
-    rehearsal = Rehearsal(microscope, microscope.detector.field.dwell, options)
+    rehearsal = MapRehearsal(microscope, microscope.detector.field.dwell)
     documents: list[tuple[str, Mapping[str, Any]]] = []
     engine = RunEngine({}, context_managers=[])
     engine.subscribe(lambda name, doc: documents.append((name, doc)))
@@ -67,10 +70,69 @@ def test_the_same_raster_on_the_rebuilt_devices_gives_the_stored_map() -> None:
     assert (exposed.masked, exposed.reused, exposed.extrapolated) == (0, 0, 0)
 
 
+def stored_stack_run(folder: Path) -> StoredRun:
+    """An edge over a wedge, as FXI records it."""
+    energies = np.linspace(8.30, 8.36, 13)
+    y, x = np.mgrid[:16, :20]
+    step = 1 / (1 + np.exp(-(energies[:, None, None] - 8.333) / 0.002))
+    truth = np.exp(-(0.2 + (0.5 + 0.02 * x + 0 * y) * step))
+    documents = list(FXIScan(truth[None], list(energies), seed=2).documents(folder))
+    return StoredRun(documents[0][1]["uid"], "a test", documents[0][1], lambda: iter(documents))
+
+
+def fxi(folder: Path) -> BeamlineProfile:
+    return load_profile("fxi").model_copy(update={"data_roots": (folder,)})
+
+
+def test_the_same_energies_on_the_rebuilt_camera_give_the_stored_stack(tmp_path: Path) -> None:
+    stored, profile = stored_stack_run(tmp_path), fxi(tmp_path)
+    before = assembled(stored.documents(), profile)
+    stack = stored_stack(before.arrays, before.meta)
+    rules, _ = stack_rehearsal_profile(profile, before.meta)
+    documents: list[tuple[str, Mapping[str, Any]]] = []
+    engine = RunEngine({}, context_managers=[])
+    engine.subscribe(lambda name, doc: documents.append((name, doc)))
+    engine(stack.scan(stack.energies_ev, {}))
+    again = assembled(documents, rules)
+    assert again.meta["edge"] == "Ni_K"
+    np.testing.assert_allclose(again.meta["energies_ev"], before.meta["energies_ev"], rtol=1e-6)
+    np.testing.assert_allclose(
+        again.arrays["transmission"], before.arrays["transmission"], rtol=1e-4
+    )
+    assert stack.camera.interpolated == 0
+    with pytest.raises(LimitError):
+        engine(stack.scan([8000.0], {}))
+    engine(stack.scan([8302.5, 8320.0], {}))
+    assert stack.camera.interpolated == 1
+
+
+def test_less_light_thins_the_photons_of_a_stack(tmp_path: Path) -> None:
+    profile = fxi(tmp_path)
+    before = assembled(stored_stack_run(tmp_path).documents(), profile)
+    whole, quarter = (stored_stack(before.arrays, before.meta, share=s) for s in (1.0, 0.25))
+    images = []
+    for stack in (whole, quarter):
+        stack.camera.trigger()
+        images.append(stack.camera.read()["camera_image"]["value"][0])
+    dark = before.arrays["dark"]
+    assert (images[1] - dark).mean() == pytest.approx(0.25 * (images[0] - dark).mean(), rel=0.05)
+    with pytest.raises(ValueError, match="no more light"):
+        stored_stack(before.arrays, before.meta, share=2.0)
+
+
+def test_fewer_energies_are_rehearsed(tmp_path: Path) -> None:
+    told: list[str] = []
+    options = RehearsalOptions((fxi(tmp_path),), tmp_path / "out", factor=2)
+    answer = rehearse(stored_stack_run(tmp_path), options, told.append)
+    assert "6 of 13 energies" in told
+    assert [one["status"] for one in answer["outcomes"].values()] == ["done"]
+    assert answer["time_s"] == pytest.approx(answer["full_time_s"] * 6 / 13)
+
+
 def test_a_beamline_without_limits_of_its_own_rehearses_within_the_field() -> None:
     before = assembled(stored_run().documents(), load_profile("sim_xrf"))
     content = load_profile("sim_xrf").model_dump(exclude={"rescan"})
-    rules, notes = rehearsal_profile(BeamlineProfile(**content), before.meta, 72.0)
+    rules, notes = map_rehearsal_profile(BeamlineProfile(**content), before.meta, 72.0)
     assert rules.rescan.mode == "auto"
     limit = rules.rescan.soft_limits["sample_y"]
     assert (limit.low, limit.high) == (-0.5, SIZE - 0.5)
