@@ -66,6 +66,7 @@ class DetectorFiles:
         self._files: dict[Path, h5py.File] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
         self._held = 0
+        self._fixed: set[str] = set()
 
     def add(self, doc: Mapping[str, Any]) -> None:
         """Take a stream_resource document; FileRefused when its file may not be read.
@@ -273,6 +274,7 @@ class DetectorFiles:
             file.close()
         self._files.clear()
         self._datasets.clear()
+        self._fixed.clear()
 
     def hold(self) -> None:
         """Keep files open from now on until `release`, which must follow each `hold`.
@@ -304,12 +306,16 @@ class DetectorFiles:
 
     def _dataset(self, doc: Mapping[str, Any]) -> h5py.Dataset:
         dataset = self._datasets.get(doc["uid"])
+        if dataset is not None and doc["uid"] in self._fixed:
+            return dataset
         path = self._path(doc)
         try:
             if dataset is None:
                 dataset = self._find(doc, path)
                 if dataset.file.swmr_mode or self._held:
                     self._datasets[doc["uid"]] = dataset
+                    if not dataset.file.swmr_mode:
+                        self._fixed.add(doc["uid"])
             else:
                 # On a network disk the length of an open file is asked for anew when it is opened.
                 path.open("rb").close()
@@ -338,6 +344,7 @@ class DetectorFiles:
         self._files.pop(path).close()
         for uid in [uid for uid, dataset in self._datasets.items() if not dataset]:
             del self._datasets[uid]
+            self._fixed.discard(uid)
 
 
 def _of_old_schema(doc: Mapping[str, Any]) -> Mapping[str, Any]:
