@@ -16,6 +16,7 @@ from rich.progress import Progress
 Tell = Callable[[float, str], None]
 
 _FILES = "Files of data"
+_ARCHIVES = "Archives of runs"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -88,6 +89,30 @@ def process(
         str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA where there is one")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="all runs of Tiled that fit: KEY=VALUE, scan_id>=2300, since=2026-11-01, all; several times",
+            rich_help_panel=_ARCHIVES,
+        ),
+    ] = None,
+    dask: Annotated[
+        str, typer.Option(help="local, or the address of a scheduler", rich_help_panel=_ARCHIVES)
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(help="of a local cluster; default: all cores", rich_help_panel=_ARCHIVES),
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(help="limit of each local worker", rich_help_panel=_ARCHIVES)
+    ] = "4GiB",
+    records: Annotated[
+        Path | None,
+        typer.Option(help="file for a record of each result", rich_help_panel=_ARCHIVES),
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option(help="stop after so many runs", rich_help_panel=_ARCHIVES)
+    ] = None,
     list_only: Annotated[
         bool,
         typer.Option(
@@ -187,7 +212,7 @@ def process(
     from inscan.service.process_command import is_data
 
     names = list(what or [])
-    if not names and reproduce is None:
+    if not names and reproduce is None and not query:
         raise ValueError("which run, or which file? see `inscan process --help`")
     given = _parameters(parameter or [])
     files = [name for name in names if is_data(name)]
@@ -208,9 +233,10 @@ def process(
     from inscan.service.process_command import Command, is_documents
     from inscan.service.settings import load_settings
 
-    if out is None and (config, state, tiled) == (None,) * 3 and all(map(is_documents, names)):
+    own_tiled = config is not None or state is not None or tiled is not None
+    if out is None and names and not (own_tiled or reproduce) and all(map(is_documents, names)):
         # Documents in a file belong to no Tiled unless one is named.
-        out = None if reproduce else Path(".")
+        out = Path(".")
     command = Command(
         load_settings(config, state_dir=state),
         config is not None,
@@ -224,6 +250,23 @@ def process(
         again,
         stack,
     )
+    if query:
+        if names or reproduce or stack or out or incomplete:
+            raise ValueError(
+                "--query takes runs from Tiled and commits to it: name no others, and no --out, --stack, "
+                "--incomplete or --reproduce"
+            )
+        from inscan.service.cli_batch import process_query
+        from inscan.service.process_command import load_profiles
+
+        well = process_query(
+            query, dask, profiles=load_profiles(command), settings=command.settings, tiled=tiled,
+            data_roots=command.data_roots, workers=workers, memory=memory, records=records,
+            most=most, again=again, as_json=as_json,
+        )  # fmt: skip
+        if not well:
+            raise typer.Exit(1)
+        return
     if reproduce is not None:
         _reproduce(reproduce, names, command, as_json)
         return
