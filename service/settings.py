@@ -129,6 +129,7 @@ class Settings(_Strict):
     sources: tuple[SourceSettings, ...] = ()
     """Where documents come from besides RunEngines with inscan subscribed: each gets an `inscan forward` of its own."""
     export: ExportSettings = ExportSettings()
+    """Where `inscan export` puts files."""
 
     @field_validator("ingest", "broker", "spool")
     @classmethod
