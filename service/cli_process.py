@@ -338,6 +338,10 @@ def _reproduce(uid: str, names: list[str], command: Any, as_json: bool) -> None:
 def _print_record(record: Any, name: str, png: str) -> None:
     if record.state != "done":
         typer.echo(f"{name}: {record.state.replace('_', ' ')}: {record.reason}")
+        if record.state == "passed_by":
+            typer.echo(
+                f"  (`inscan explain {record.run_uid[:8]}`, or of its file, says which rule failed)"
+            )
         return
     there = " (there already)" if record.fate == "there" else ""
     typer.echo(f"{name}: {record.recipe}, verdict {record.verdict or 'none'}{there}")
