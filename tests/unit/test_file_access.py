@@ -37,7 +37,7 @@ def folders(tmp_path):
     ],
 )
 def test_folders_that_are_mounted_elsewhere(tmp_path, text, semantics):
-    mapped = dict.fromkeys(("/nsls2/data", "C:/data", "//ioc7/share"), tmp_path)
+    mapped = {"/nsls2/data": tmp_path, "C:/data": tmp_path, "//ioc7/share": tmp_path}
     assert Roots([tmp_path], mapped).path(text, semantics) == tmp_path / "p1" / "a.h5"
 
 
