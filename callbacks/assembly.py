@@ -175,6 +175,8 @@ class RunAssembler:
         elif self._target.wants(self._streams[descriptor]):
             self._files.announce(self._streams[descriptor], doc)
             self._received.rows(self._streams[descriptor], doc)
+        else:
+            self._files.leave(doc)
 
     def _wait(self, needed: str, name: str, doc: Mapping[str, Any]) -> None:
         if self._n_waiting >= _MOST_WAITING:

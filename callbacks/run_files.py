@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class RunFiles:
         self._notes = notes
         self._refused: set[str] = set()
         self._announced: dict[str, Rows] = {}
+        self._others: set[str] = set()
         self._unread: list[tuple[str, Rows]] = []
         self._unfilled: list[tuple[str, Mapping[str, Any]]] = []
         self._retry_at = 0.0
@@ -102,6 +104,10 @@ class RunFiles:
             self._unread.append((stream, rows))
         self._retry()
 
+    def leave(self, datum: Mapping[str, Any]) -> None:
+        """Know that a file belongs to a stream that nobody wants: a key may stand in several."""
+        self._others.add(datum["stream_resource"])
+
     def event(self, stream: str, doc: Mapping[str, Any]) -> None:
         """Hand an event to the target, its datum ids replaced by arrays; later if need be."""
         try:
@@ -122,8 +128,15 @@ class RunFiles:
         streams
             Descriptor uid -> stream, of the streams that the target wants.
         """
+        keys = Counter(self._files.data_key(resource) for resource in self._files.resources())
         for resource in self._files.resources():
             key, known = self._files.data_key(resource), self._announced.get(resource)
+            if resource in self._others:
+                continue
+            if known is None and keys[key] > 1:
+                # Which event its first row is, or whether it is one of this stream, nobody says.
+                self._notes.add("files of several that no document announced are left out", key)
+                continue
             for uid, stream in streams.items():
                 shape = self._target.external_shape(stream, key)
                 if shape is None or (known is not None and known.descriptor != uid):

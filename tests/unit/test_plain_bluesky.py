@@ -305,6 +305,15 @@ def test_a_fly_scan_without_events(tmp_path, name, files):
     assert not [w for w in final.meta["warnings"] if "left out" in w]
 
 
+def test_a_stream_with_the_same_keys_is_left_alone(tmp_path):
+    plan = RASTERS["snake"]
+    truth = Counts.drawn(plan.n)
+    documents = list(fly_documents(plan, truth, tmp_path, dark=5))
+    final, _ = assemble(documents, roots=[tmp_path])
+    same_as_truth(final, plan, truth)
+    assert final.meta["warnings"] == []
+
+
 def test_a_plan_counts_triggers_where_a_box_counts_points(tmp_path):
     plan = CLOUDS["spiral"]
     truth = Counts.drawn(plan.n)
