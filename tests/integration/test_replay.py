@@ -21,7 +21,7 @@ from inscan.callbacks import connect
 from inscan.callbacks.request import request
 from inscan.callbacks.sources.files import write_documents
 from inscan.profiles import srx_documents
-from inscan.profiles.fxi_documents import FXIScan
+from inscan.profiles.fxi_documents import FXIPlan, FXIScan
 from inscan.profiles.samples import battery_xanes, cells
 from inscan.profiles.simulation import sim_txm, sim_xrf
 from inscan.profiles.srx_documents import SRXMap
@@ -105,15 +105,21 @@ def measure(sink: Callable[[str, Any], None], data: Path) -> None:
             md={"kind": "txm"},
         )
     )
-    truth = SRXMap.make((6, 8), channels=3)
-    for name, doc in srx_documents.fly(data, truth, snake=True, metadata={"kind": "srx"}):
+    grain = SRXMap.make((6, 8), channels=3)
+    for name, doc in srx_documents.fly(data, grain, snake=True, metadata={"kind": "srx"}):
         sink(name, doc)
     edge = 1 - 0.4 / (1 + np.exp(-np.linspace(-6, 6, 12)))
-    stack = edge[None, :, None, None] * np.linspace(0.7, 1, 256).reshape(16, 16)
+    plane = np.linspace(0.7, 1, 256).reshape(16, 16)
+    stacks = np.stack([edge[:, None, None] * one for one in (plane, plane.T)])
     energies = [8.3 + 0.01 * n for n in range(12)]
-    scan = FXIScan(stack, energies, plan="xanes_scan2", chunk=2, metadata={"kind": "fxi"})
-    for name, doc in scan.documents(data):
-        sink(name, doc)
+    scans: dict[str, tuple[FXIPlan, np.ndarray]] = {
+        "fxi": ("xanes_scan2", stacks[:1]),
+        "fxi_places": ("multipos_2D_xanes_scan2", stacks),
+    }
+    for kind, (plan, truth) in scans.items():
+        scan = FXIScan(truth, energies, plan=plan, chunk=2, metadata={"kind": kind})
+        for name, doc in scan.documents(data):
+            sink(name, doc)
 
 
 def beamline_writer(raw: Any) -> TiledWriter:
@@ -183,7 +189,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             assert kind not in SIMULATED or raw.wait(uid, 60), (kind, raw.problems)
         assert connection.close() and raw.close()
         client = from_uri(tiled, api_key=service.tiled_key())
-        for kind in ("srx", "fxi"):
+        for kind in KINDS[3:]:
             writer = beamline_writer(client[RAW])
             for name, doc in emitted[kind]:
                 writer(name, doc)
@@ -222,11 +228,15 @@ def test_what_was_live_and_is_in_tiled_gives_the_same_bytes_again(live: Live, ki
         assert {key: start[key] for key in ACCESS} == ACCESS
 
 
-def test_what_was_live_and_is_in_a_file_gives_the_same_bytes_again(live: Live) -> None:
-    answer = replay(live.files["srx"], "--state", live.state, "--speed", "max", "--check")
+@pytest.mark.parametrize(("kind", "results", "resources"), [("srx", 1, 18), ("fxi_places", 2, 52)])
+def test_what_was_live_and_is_in_a_file_gives_the_same_bytes_again(
+    live: Live, kind: str, results: int, resources: int
+) -> None:
+    answer = replay(live.files[kind], "--state", live.state, "--speed", "max", "--check")
     (run,) = answer["runs"]
-    assert [one["same_bytes"] for one in run["results"]] == [True]
-    assert run["documents"]["resource"] == 18, "three files for each row"
+    assert [one["same_bytes"] for one in run["results"]] == [True] * results
+    assert len({one["original_uid"] for one in run["results"]}) == results, "one of each position"
+    assert run["documents"]["resource"] == resources
 
 
 def test_regions_of_a_replay_are_shown_and_refused(live: Live) -> None:
