@@ -286,8 +286,10 @@ class XRFArrays:
             if axis == 0 and slow is not None:
                 planned = np.where(np.isnan(slow[:, None]), planned, slow[:, None])
             self._position[axis] = planned.reshape(-1)
-        # A channel without exposure has no counts. Before the end, rows are still on their way.
-        empty = (exposure == 0) & (arrived | final)
+        # A channel without exposure has no counts. Before the end, rows are still on their way; where
+        # nothing ever came there are zeros, and a large map that was cut short has much of that.
+        came = (self._arrived & self._all) != 0 if final else arrived
+        empty = (exposure == 0) & came
         if empty.any():
             for counts in self._counts:
                 counts.transpose(0, 2, 1)[empty] = 0

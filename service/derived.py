@@ -194,10 +194,11 @@ def axes_of(
     axes = []
     if meta.get("geometry"):
         geometry = ScanGeometry.from_dict(meta["geometry"])
-        for dim, count, first, step, units, motor in (
+        centres = geometry.positions()
+        for dim, known, first, step, units, motor in (
             (
                 "y",
-                geometry.shape[0],
+                centres[0, :, 0],
                 geometry.slow_first,
                 geometry.slow_step,
                 geometry.slow_units,
@@ -205,7 +206,7 @@ def axes_of(
             ),
             (
                 "x",
-                geometry.shape[1],
+                centres[1, 0],
                 geometry.fast_first,
                 geometry.fast_step,
                 geometry.fast_units,
@@ -213,10 +214,13 @@ def axes_of(
             ),
         ):
             length = lengths.get(dim)
-            if length is not None:
-                finer = count / length
+            if length is None:
+                continue
+            values = known
+            if length != len(known):
+                finer = len(known) / length
                 values = first + step * ((np.arange(length) + 0.5) * finer - 0.5)
-                axes.append(Axis(dim, values, units, motor))
+            axes.append(Axis(dim, values, units, motor))
     energies = report.get("energies_ev") or meta.get("energies_ev")
     if energies is not None and lengths.get("energy") == len(energies):
         axes.append(Axis("energy", np.asarray(energies, dtype=float), "eV"))

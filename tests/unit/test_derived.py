@@ -153,6 +153,13 @@ def test_positions_are_those_of_the_motors() -> None:
     assert (axes["y"].motor, axes["y"].units, axes["x"].units) == ("sample_y", "um", "mm")
 
 
+def test_uneven_rows_keep_their_positions() -> None:
+    meta = job().meta
+    uneven = meta["geometry"] | {"slow_centres": [10.0, 9.0, 6.5, 4.0]}
+    axes = derived.axes_of(meta | {"geometry": uneven}, {}, derived.name_dims(MAPS))
+    np.testing.assert_allclose(axes[0].values, [10.0, 9.0, 6.5, 4.0])
+
+
 def test_small_pixels_lie_within_the_coarse_field() -> None:
     fine = derived.name_dims([array("values", (2, 8, 12), ("element", "row", "col"))])
     axes = {axis.dim: axis.values for axis in derived.axes_of(job().meta, {}, fine)}
