@@ -114,7 +114,7 @@ class Connection:
         return ended
 
     def future(self, run_uid: str) -> "Future[dict[str, Any]]":
-        """Outcome of a run, as soon as the service has one.
+        """Outcome of a run, as soon as each of its maps or stacks has a result or will have none.
 
         Parameters
         ----------
@@ -124,8 +124,9 @@ class Connection:
         Returns
         -------
         concurrent.futures.Future
-            Its result is a dict with ``status`` (done, failed, passed_by), ``result_uid``,
-            ``verdict``, ``reason`` and ``proposals``. It cannot be cancelled, never has an
+            Its result is a dict with ``status`` (done, passed_by, or failed, also when one of
+            several stacks has no result), ``result_uid`` and ``verdict`` (of the first stack that
+            has one), ``reason``, ``results`` and ``proposals``. It cannot be cancelled, never has an
             exception, and is the same object at each call. In a plan use
             `inscan.callbacks.plans.wait_for_outcome`: waiting for it there would freeze the
             RunEngine.

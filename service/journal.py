@@ -146,12 +146,14 @@ class Journal:
         Parameters
         ----------
         settled : bool
-            Only once all its jobs have ended; by default its first result is an outcome, which another may supersede.
+            Only once all its jobs have ended; by default it is an outcome when each of its maps or stacks has its first
+            result, which another may supersede.
 
         Returns
         -------
         dict or None
-            `run`, `status` (done, failed or passed_by), `result_uid` and `verdict` of the latest result, `reason`,
+            `run`, `status` (done, failed or passed_by; failed as well when only some of several maps or stacks have a
+            result), `result_uid` and `verdict` of the latest result of the first map or stack that has one, `reason`,
             `results` (one entry for each job) and `proposals`.
         """
         run = self.run(run_uid)

@@ -12,6 +12,7 @@ JOBS = (
     " jobs.worker, jobs.result, jobs.result_uid, jobs.code, jobs.reason, jobs.created, jobs.updated"
     " FROM jobs LEFT JOIN runs ON runs.run_uid = jobs.run_uid"
 )
+_ENDED = ("committed", "failed")
 _PROPOSALS = "SELECT id, run_uid, body, state, who, reason, created, updated FROM proposals"
 
 
@@ -84,19 +85,35 @@ def outcome(
     found: list[dict[str, Any]],
     settled: bool,
 ) -> dict[str, Any] | None:
-    """What became of a run that has ended; None while its jobs are open (`settled`: any of them)."""
-    pending = any(one["state"] not in ("committed", "failed") for one in jobs)
-    done = [one for one in jobs if one["state"] == "committed"]
-    if pending and (settled or not done):
+    """What became of a run that has ended; None while a stack or map of it has no result and may get one (`settled`:
+    while any job is open). One that has none in the end makes the run a failed one."""
+    streams: dict[str, list[dict[str, Any]]] = {}
+    for one in jobs:
+        streams.setdefault(one["stream"], []).append(one)
+    results = {
+        stream: done[-1]
+        for stream, theirs in streams.items()
+        if (done := [one for one in theirs if one["state"] == "committed"])
+    }
+    waited_for = [one for one in jobs if settled or one["stream"] not in results]
+    if any(one["state"] not in _ENDED for one in waited_for):
         return None
-    failed = [one for one in jobs if one["state"] == "failed"]
-    latest = done[-1] if done else None
-    reasons = [ended["reason"], *(one["reason"] for one in failed)]
+    # The first stack's, as `inscan show` takes it; what refined a result comes after it.
+    first = next(iter(results.values()), None)
+    reasons = [ended["reason"]]
+    for one in jobs:
+        if one["state"] == "failed" and one["reason"]:
+            reasons.append(
+                f"{one['stream']}: {one['reason']}"
+                if streams.keys() - {one["stream"]}
+                else one["reason"]
+            )
+    whole = bool(results) and results.keys() == streams.keys()
     return {
         "run": ended["run_uid"],
-        "status": "done" if done else "passed_by" if ended["state"] == "passed_by" else "failed",
-        "result_uid": latest["result_uid"] if latest else None,
-        "verdict": latest["verdict"] if latest else None,
+        "status": "done" if whole else "passed_by" if ended["state"] == "passed_by" else "failed",
+        "result_uid": first["result_uid"] if first else None,
+        "verdict": first["verdict"] if first else None,
         "reason": "; ".join(reason for reason in reasons if reason),
         "results": [
             {

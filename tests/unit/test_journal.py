@@ -321,6 +321,56 @@ def test_an_outcome_is_the_first_result_and_settled_when_all_have_ended(journal)
     assert journal.outcome("run-1", settled=True)["result_uid"] == "uid-2"
 
 
+def test_a_run_of_several_stacks_has_an_outcome_when_each_of_them_has(journal):
+    first = job_of()
+    second = first.model_copy(update={"key": "b" * 64, "stream": "primary@2"})
+    finer = first.model_copy(update={"key": "c" * 64, "refines": first.key})
+    journal.record_run("run-1", 7, "test", {"uid": "run-1"})
+    for job in (first, finer, second):
+        journal.add_job(job)
+        journal.synced(job.key, "sha256:in")
+    journal.finish_run("run-1", "complete")
+    # Those that refine nothing come first; here the second stack is done before the first one.
+    assert [leased(journal).key for _ in range(3)] == [first.key, second.key, finer.key]
+    journal.computed(second.key, 1, result_of(second.key, 1))
+    journal.committed(second.key, "uid-of-2")
+    assert journal.outcome("run-1") is None, "the first stack may still get a result"
+    journal.computed(first.key, 1, result_of(first.key, 1))
+    journal.committed(first.key, "uid-of-1")
+    found = journal.outcome("run-1")
+    assert (found["status"], found["result_uid"]) == ("done", "uid-of-1")
+    assert journal.outcome("run-1", settled=True) is None
+    journal.fail(finer.key, "too_slow", "took longer")
+    found = journal.outcome("run-1", settled=True)
+    assert (found["status"], found["result_uid"]) == ("done", "uid-of-1"), "each has a result"
+    assert found["reason"] == "primary: took longer"
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_run_of_several_stacks_of_which_one_has_none_has_failed(journal, lost):
+    jobs = [job_of()]
+    jobs.append(jobs[0].model_copy(update={"key": "b" * 64, "stream": "primary@2"}))
+    journal.record_run("run-1", 7, "test", {"uid": "run-1"})
+    for job in jobs:
+        journal.add_job(job)
+        journal.synced(job.key, "sha256:in")
+    journal.finish_run("run-1", "complete")
+    good = jobs[1 - lost]
+    for _ in jobs:
+        leased(journal)
+    journal.fail(jobs[lost].key, "no_memory", "too large")
+    assert journal.outcome("run-1") is None
+    journal.computed(good.key, 1, result_of(good.key, 1))
+    journal.committed(good.key, "uid-good")
+    found = journal.outcome("run-1")
+    assert (found["status"], found["result_uid"]) == ("failed", "uid-good")
+    assert found["reason"] == f"{jobs[lost].stream}: too large"
+    assert {one["stream"]: one["state"] for one in found["results"]} == {
+        jobs[lost].stream: "failed",
+        good.stream: "committed",
+    }
+
+
 def test_first_results_come_before_those_that_refine_one(journal):
     first, second = job_of("run-1"), job_of("run-2")
     finer = first.model_copy(update={"key": "b" * 64, "refines": first.key})
