@@ -33,6 +33,12 @@ def export(
             " (settings: export), else the current one"
         ),
     ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(
+            help="which of several maps or stacks of the run (positions, repeats), as primary@2; default: the first"
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="settings file of the service (for export)")
     ] = None,
@@ -65,12 +71,19 @@ def export(
                 or proposal_folder(start, settings.export.folder, settings.export.roots, Path.cwd())
             ),
             lambda done, total: bar.update(task, completed=done, total=total),
+            stream=stream,
         )
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
         return
     for path in answer["files"]:
         typer.echo(path)
+    if answer["other_streams"]:
+        others = ", ".join(answer["other_streams"])
+        typer.echo(
+            f"this is {answer['stream']}; --stream exports the run's other results: {others}",
+            err=True,
+        )
     if answer["verdict"] != "pass":
         typer.echo(
             f"verdict of this result: {answer['verdict']} (`inscan show {run}` says why)", err=True

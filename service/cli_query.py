@@ -99,6 +99,8 @@ def jobs(
         _print_json(answer)
         return
     columns = {"scan": "scan_id", "run": "run_uid", "recipe": "recipe", "state": "state"}
+    if any("@" in row["stream"] for row in answer):
+        columns |= {"stream": "stream"}
     columns |= {"verdict": "verdict", "result": "result_uid", "weights": "fitted"}
     columns |= {"reason": "reason"}
     _rows("failed job" if failed else "job", answer, columns)
@@ -151,6 +153,12 @@ def show(
             "--live", help="follow running scans until Ctrl-C, one page that renews itself"
         ),
     ] = False,
+    stream: Annotated[
+        str | None,
+        typer.Option(
+            help="which of several maps or stacks of the run (positions, repeats), as primary@2; default: the first"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("."),
     state: State = None,
     tiled: Annotated[
@@ -163,6 +171,10 @@ def show(
 
     folder = state or default_state_dir()
     if live:
+        if stream is not None:
+            raise ValueError(
+                "--live follows the first stack of a run; --stream is for those that have ended"
+            )
         from inscan.service.live import follow
 
         follow(folder, out, run, tell=typer.echo)
@@ -172,10 +184,15 @@ def show(
     from inscan.service.show import show as draw
     from inscan.service.show import tiled_of
 
-    answer = draw(tiled_of(folder, tiled), run, out)
+    answer = draw(tiled_of(folder, tiled), run, out, stream)
     if as_json:
         _print_json(answer)
         return
+    others = ", ".join(answer.pop("other_streams"))
+    if not others:
+        del answer["stream"]
+    else:
+        answer["stream"] += f" (--stream shows the run's other results: {others})"
     for key, value in answer.items():
         text = "; ".join(value) if isinstance(value, list) else value
         if text not in ("", None):

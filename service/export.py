@@ -34,6 +34,8 @@ def export_run(
     formats: Sequence[ExportFormat],
     folder_of: Callable[[Mapping[str, Any]], Path],
     tell: Tell,
+    *,
+    stream: str | None = None,
 ) -> dict[str, Any]:
     """Write the latest result of a run.
 
@@ -47,11 +49,14 @@ def export_run(
         Start document of the raw run -> folder for the files; made if need be.
     tell : callable
         Told how far it is.
+    stream : str or None
+        Which of several maps or stacks of the run, as `primary@2`; None for the first of them.
 
     Returns
     -------
     dict
-        `result_uid`, `raw_uid`, `scan_id`, `verdict`, `files` (paths), `folder`.
+        `result_uid`, `raw_uid`, `scan_id`, `stream`, `other_streams` (of the run's other maps or stacks that have
+        results), `verdict`, `files` (paths), `folder`.
 
     Raises
     ------
@@ -63,7 +68,8 @@ def export_run(
         The files cannot be written. Nothing is left behind under their names.
     """
     with Results(access.uri, access.api_key) as results:
-        run = results.latest(wanted)
+        run = results.latest(wanted, stream)
+        others = results.other_streams(run)
         result = export_result(run, results.raw_start(run.metadata["start"]["raw_uid"]))
         folder = folder_of({**result.start, **result.raw_start})
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +78,8 @@ def export_run(
         "result_uid": result.start["uid"],
         "raw_uid": result.start["raw_uid"],
         "scan_id": result.start.get("scan_id"),
+        "stream": result.start["raw_stream"],
+        "other_streams": others,
         "verdict": result.start.get("verdict"),
         "folder": str(folder),
         "files": [str(path) for path in files],

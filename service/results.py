@@ -1,6 +1,7 @@
 """Results read back, from Tiled by scan number or uid, or from a snapshot's file, as what can be drawn."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,15 @@ class Results:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def latest(self, wanted: str) -> Any:
+    def latest(self, wanted: str, stream: str | None = None) -> Any:
         """The latest result of a run, as Tiled's client.
 
         Parameters
         ----------
         wanted : str
             Scan number, or uid of a raw run or of a result, or the first characters of one.
+        stream : str or None
+            Which of several maps or stacks of the run, as `primary@2`; None for the first of them.
 
         Raises
         ------
@@ -103,9 +106,9 @@ class Results:
         """
         found = self._matching(self._processed, wanted, "start.uid", "start.raw_uid")
         complete = [run for run in found if run.metadata.get("stop")]
-        good = [run for run in complete if run.metadata["stop"]["exit_status"] == "success"]
+        good = [run for run in complete if _succeeded(run)]
         if good:
-            newest = max(good, key=lambda run: run.metadata["start"]["time"])
+            newest = max(good, key=_time)
             raw_uid = newest.metadata["start"]["raw_uid"]
             others = {run.metadata["start"]["raw_uid"] for run in good} - {raw_uid}
             # A scan number may come again with another user; a partial uid must not choose for us.
@@ -113,9 +116,12 @@ class Results:
                 raise NoSuchRun(
                     f"{wanted!r} begins the uids of {len(others) + 1} runs; give more of it"
                 )
-            return newest
+            if stream is not None:
+                # Asked for by the uid of another of its results it is the run's all the same.
+                found = self._of_run(raw_uid)
+            return _newest_of(found, raw_uid, wanted, stream)
         if complete:
-            stop = max(complete, key=lambda run: run.metadata["start"]["time"]).metadata["stop"]
+            stop = max(complete, key=_time).metadata["stop"]
             raise NoResult(f"run {wanted} has no result, it failed: {stop.get('reason')}")
         if found:
             raise NoResult(f"run {wanted} has no result yet: it is being scanned or computed")
@@ -124,6 +130,12 @@ class Results:
                 f"run {wanted} is in Tiled and has no result; `inscan jobs` says whether one is on its way"
             )
         raise NoSuchRun(f"no run {wanted!r} in Tiled, neither by scan number nor by uid")
+
+    def other_streams(self, run: Any) -> list[str]:
+        """Streams of the other maps or stacks of a result's run that have results too, the first one first."""
+        start = run.metadata["start"]
+        good = [one for one in self._of_run(start["raw_uid"]) if _succeeded(one)]
+        return [stream for stream in _streams(good) if stream != start["raw_stream"]]
 
     def raw_start(self, uid: str) -> dict[str, Any]:
         """Start document of a raw run; empty where it is not in this Tiled."""
@@ -155,6 +167,9 @@ class Results:
         units = {name: keys[name].get("units") or "" for name in arrays}
         start["reference_labels"] = list(keys.get("fractions", {}).get("labels") or [])
         return Shown(start, arrays, units, [labels[i] if labels else str(i) for i in which], axes)
+
+    def _of_run(self, raw_uid: str) -> list[Any]:
+        return [run for _, run in self._processed.search(Eq("start.raw_uid", raw_uid)).items()]
 
     def _matching(self, catalog: Any, wanted: str, *keys: str) -> list[Any]:
         queries = []
@@ -209,6 +224,52 @@ def from_file(path: Path) -> Shown:
         axes,
         None if meta.get("complete") else meta.get("rows_done"),
     )
+
+
+def _newest_of(found: Sequence[Any], raw_uid: str, wanted: str, stream: str | None) -> Any:
+    """The newest result of one stream of one run."""
+    ours = [run for run in found if run.metadata["start"]["raw_uid"] == raw_uid]
+    streams = _streams(ours)
+    if stream is not None and stream not in streams:
+        raise NoResult(f"run {wanted} has no stream {stream!r}: there are {', '.join(streams)}")
+    first = stream or streams[0]
+    mine = [run for run in ours if run.metadata["start"]["raw_stream"] == first]
+    good = [run for run in mine if _succeeded(run)]
+    if good:
+        return max(good, key=_time)
+    ended = [run for run in mine if run.metadata.get("stop")]
+    why = (
+        f"it failed: {max(ended, key=_time).metadata['stop'].get('reason')}"
+        if ended
+        else "it is being scanned or computed"
+    )
+    others = _streams([run for run in ours if _succeeded(run)])
+    raise NoResult(
+        f"run {wanted} has no result of {first}: {why}; there is one of {', '.join(others)}, which"
+        " --stream takes"
+    )
+
+
+def _succeeded(run: Any) -> bool:
+    return (run.metadata.get("stop") or {}).get("exit_status") == "success"
+
+
+def _time(run: Any) -> float:
+    return run.metadata["start"]["time"]
+
+
+def _streams(runs: Sequence[Any]) -> list[str]:
+    """Streams of results, the first map or stack first: `primary`, `primary@2`, ..."""
+    since: dict[str, float] = {}
+    for run in runs:
+        stream = run.metadata["start"]["raw_stream"]
+        since[stream] = min(since.get(stream, math.inf), _time(run))
+
+    def place(stream: str) -> tuple[int, float]:
+        number = stream.rpartition("@")[2] if "@" in stream else "1"
+        return (int(number) if number.isdecimal() else 1, since[stream])
+
+    return sorted(since, key=place)
 
 
 def _wanted(keys: Mapping[str, Any]) -> list[str]:

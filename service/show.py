@@ -46,7 +46,7 @@ def tiled_of(state_dir: Path, uri: str | None = None) -> TiledAccess:
     return TiledAccess(str(uri), None if key is None else SecretStr(key))
 
 
-def show(access: TiledAccess, wanted: str, out: Path) -> dict[str, Any]:
+def show(access: TiledAccess, wanted: str, out: Path, stream: str | None = None) -> dict[str, Any]:
     """Draw the latest result of a run.
 
     Parameters
@@ -55,12 +55,15 @@ def show(access: TiledAccess, wanted: str, out: Path) -> dict[str, Any]:
         Scan number, uid, or the first five or more characters of a uid; of the raw run or of the result.
     out : Path
         Folder for `show-UID.png` and `.html`; made if need be.
+    stream : str or None
+        Which of several maps or stacks of the run, as `primary@2`; None for the first of them.
 
     Returns
     -------
     dict
-        `png`, `html` (paths), `result_uid`, `raw_uid`, `scan_id`, `verdict`, `reasons`, `weights` (what fine-tuning
-        began with and gained; empty without it).
+        `png`, `html` (paths), `result_uid`, `raw_uid`, `scan_id`, `stream`, `other_streams` (of the run's other maps or
+        stacks that have results), `verdict`, `reasons`, `weights` (what fine-tuning began with and gained; empty
+        without it).
 
     Raises
     ------
@@ -70,7 +73,8 @@ def show(access: TiledAccess, wanted: str, out: Path) -> dict[str, Any]:
         When Tiled does not answer, or refuses the key.
     """
     with Results(access.uri, access.api_key) as results:
-        shown = results.read(results.latest(wanted))
+        run = results.latest(wanted, stream)
+        shown, others = results.read(run), results.other_streams(run)
     out.mkdir(parents=True, exist_ok=True)
     picture = picture_of(shown)
     name = f"show-{shown.start['uid'][:8]}"
@@ -83,6 +87,8 @@ def show(access: TiledAccess, wanted: str, out: Path) -> dict[str, Any]:
         "result_uid": shown.start["uid"],
         "raw_uid": shown.start["raw_uid"],
         "scan_id": shown.start.get("scan_id"),
+        "stream": shown.start["raw_stream"],
+        "other_streams": others,
         "verdict": shown.start.get("verdict"),
         "reasons": report.get("reasons", []),
         "weights": (report.get("fine_tuned") or {}).get("text", ""),
