@@ -190,7 +190,7 @@ class Runs:
             name: run.spec(name, values, scope=update.stream)
             for name, values in update.arrays.items()
         }
-        run.write_meta(update.meta)
+        run.write_meta(update.meta, scope=update.stream if _ONE_OF_SEVERAL in update.stream else "")
         added: list[InferenceJob] = []
         first, named = self._first_request(profile, run)
         for parameters in requests_of(profile, first):

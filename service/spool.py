@@ -17,6 +17,7 @@ from inscan.service.messages import ArraySpec, InferenceJob
 from inscan.service.result_file import sync_path
 
 META = "meta.json"
+METAS = "meta*.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
@@ -120,7 +121,7 @@ class Spool:
 
 
 class SpoolRun:
-    """The folder of one run: `NAME.npy` files, mapped, and `meta.json`."""
+    """The folder of one run: `NAME.npy` files, mapped, and a `meta*.json` for each of its maps or stacks."""
 
     def __init__(self, folder: Path, spool: Spool) -> None:
         self.folder = folder
@@ -209,18 +210,18 @@ class SpoolRun:
                 return _spec(f"{own}.npy", values)
         return self.store(f"{name}.{_short(scope)}" if scope else name, values)
 
-    def write_meta(self, meta: Mapping[str, Any]) -> None:
-        """Replace `meta.json` in one step."""
-        temporary = self.folder / f"{META}.tmp"
+    def write_meta(self, meta: Mapping[str, Any], *, scope: str = "") -> None:
+        """Write in one step what the arrays of one scope are: for people, jobs have it with them."""
+        path = self.folder / (f"meta.{_short(scope)}.json" if scope else META)
+        temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(meta), encoding="utf-8")
-        os.replace(temporary, self.folder / META)
+        os.replace(temporary, path)
 
 
 def sync_arrays(folder: Path, arrays: Mapping[str, ArraySpec]) -> None:
     """Bring the arrays of a job to the disk, pages written through a mapping included, and their names."""
-    for path in (*(folder / spec.file for spec in arrays.values()), folder / META):
-        if path.exists() or path.name != META:
-            sync_path(path)
+    for path in (*(folder / spec.file for spec in arrays.values()), *folder.glob(METAS)):
+        sync_path(path)
     sync_path(folder)
     sync_path(folder.parent)
 
