@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+_REHEARSAL = "Rehearsal"
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the command of this module."""
@@ -25,8 +27,11 @@ def replay(
         str | None, typer.Option("--run", help="of several runs only this one: uid or scan number")
     ] = None,
     speed: Annotated[
-        str, typer.Option(help="times the original timing, or max: as fast as it goes")
-    ] = "1",
+        str | None,
+        typer.Option(
+            help="times the original timing (default 1), or max: as fast as it goes (default with --devices)"
+        ),
+    ] = None,
     fault: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,6 +67,37 @@ def replay(
             help="exit status 1 unless each result is that of the original, byte for byte",
         ),
     ] = False,
+    devices: Annotated[
+        bool,
+        typer.Option(
+            "--devices",
+            help="instead: rebuild simulated devices from the run and rehearse an adaptive plan on them, with a service"
+            " of their own",
+            rich_help_panel=_REHEARSAL,
+        ),
+    ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="file with a function plan(beamline, inscan); default: survey coarsely, measure again what is proposed"
+            " (a stack: fewer energies)",
+            rich_help_panel=_REHEARSAL,
+        ),
+    ] = None,
+    factor: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="step of the survey in steps of the run, default 4; of a stack: every so many energies",
+            rich_help_panel=_REHEARSAL,
+        ),
+    ] = None,
+    dwell_factor: Annotated[
+        float | None,
+        typer.Option(
+            help="dwell of the survey in dwells of the run, default 1", rich_help_panel=_REHEARSAL
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="seconds to wait for results of a run")] = 900.0,
     state: Annotated[
         Path | None, typer.Option("--state", help="state directory of the service")
@@ -76,6 +112,9 @@ def replay(
     The replay is a run of its own, with a new uid and `replay_of`; its result is compared with that of the original
     where there is one. Without a running service, one is started for it. Ctrl-C aborts the replayed run and waits for
     what becomes of it. Exit status 1 when a run got no result.
+
+    With --devices no document is sent again: what the run measured becomes the sample of simulated devices, and a plan
+    runs against them under the beamline's own method and limits. Every run is marked `simulated`.
     """
     from rich.console import Console
 
@@ -84,6 +123,32 @@ def replay(
     from inscan.service import replay as replaying
     from inscan.service.settings import default_state_dir
 
+    if devices:
+        from inscan.service.cli_rehearse import rehearse_runs
+
+        for name, given in (("--fault", fault), ("--raw", raw), ("--check", check)):
+            if given:
+                raise ValueError(f"{name} is for documents that are sent again, not for --devices")
+        good = rehearse_runs(
+            what,
+            run=run,
+            out=out,
+            profiles=profile or [],
+            data_roots=data_root or [],
+            plan=plan,
+            factor=factor or 4,
+            dwell_factor=dwell_factor or 1.0,
+            speed=speed_of(speed or "max"),
+            seed=seed,
+            timeout=timeout,
+            state=state or default_state_dir(),
+            tiled=tiled,
+            as_json=as_json,
+        )
+        sys.exit(0 if good else 1)
+    for name, given in (("--plan", plan), ("--factor", factor), ("--dwell-factor", dwell_factor)):
+        if given is not None:
+            raise ValueError(f"{name} is for --devices")
     options = replaying.ReplayOptions(
         what=what,
         run=run,
@@ -93,7 +158,7 @@ def replay(
         profiles=tuple(profile or ()),
         data_roots=tuple(data_root or ()),
         threads=threads,
-        speed=speed_of(speed),
+        speed=speed_of(speed or "1"),
         faults=tuple(parse_fault(text) for text in fault or ()),
         seed=seed,
         raw=raw,
