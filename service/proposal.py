@@ -16,7 +16,8 @@ class Refusal:
     Attributes
     ----------
     rule : str
-        Key of the profile's `rescan` section, or `verdict`, `regions`, `overlap`, `units`, `state_changed`, `expired`.
+        Key of the profile's `rescan` section, or `verdict`, `regions`, `overlap`, `units`, `state_changed`, `expired`,
+        `replay`.
     text : str
         The sentence for people.
     limit, value : float or None

@@ -280,7 +280,7 @@ def _one(
         "reason": outcome.get("reason") or "",
         "verdict": outcome.get("verdict"),
         "result_uid": outcome.get("result_uid"),
-        "proposals": _disowned(session, outcome),
+        "proposals": _would_be(outcome),
         "results": [],
     }
     if session.raw is not None and not session.raw.wait(mine.uid, _RAW_S):
@@ -359,18 +359,9 @@ def _settled(session: _Session, uid: str) -> bool:
     return all(job["state"] in _ENDED for job in jobs)
 
 
-def _disowned(session: _Session, outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Regions that were proposed, for show: the sample is not there any more, so nobody may take them."""
-    proposals = [dict(one) for one in outcome.get("proposals") or []]
-    for one in proposals:
-        if one.get("state") in ("suggested", "approved"):
-            request(
-                session.service.state,
-                "refuse",
-                proposal=one["id"],
-                who="inscan replay",
-                reason="this run was a replay: there is nothing to measure again",
-            )
+def _would_be(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Regions that would have been proposed; the service refuses those of a replay."""
+    proposals = list(outcome.get("proposals") or [])
     return [
         {"id": one.get("id"), "regions": len(one.get("regions") or []), "time_s": one.get("time_s")}
         for one in proposals

@@ -103,6 +103,11 @@ def propose(
     }
     if not kept:
         return _refused(base, dropped[0], **described)
+    if start.get("replay_of"):
+        gone = Refusal(
+            "replay", "this run is a replay: its sample is not there to be measured again"
+        )
+        return replace(_refused(base, gone, **described), regions=tuple(kept))
     reason = f"{len(kept)} of {len(found)} regions, within all limits"
     if mode == "auto":
         reason += "; mode auto: no approval needed"

@@ -59,7 +59,8 @@ def birth_of(meta: Mapping[str, Any]) -> dict[str, Any]:
         "scan_id": meta.get("scan_id"),
         "beamline": meta.get("beamline_id"),
         "time": meta.get("start_time"),
-        **(line_of(meta) or {"sample": None}),
+        # A replay may have been given faults: what it learned is offered to nobody.
+        **((None if meta.get("replay_of") else line_of(meta)) or {"sample": None}),
     }
 
 

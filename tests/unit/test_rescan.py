@@ -166,6 +166,15 @@ def test_the_best_regions_that_fit_are_kept() -> None:
     assert "31 are allowed" in dropped.text
 
 
+def test_a_replay_shows_its_regions_and_moves_nothing() -> None:
+    start = {**START, "replay_of": "the run itself"}
+    for mode in ("suggest", "approve", "auto"):
+        proposal = propose(job(), result(), profile(), start, mode)
+        assert proposal is not None
+        assert (proposal.state, len(proposal.regions)) == ("refused", len(made().regions))
+        assert proposal.reason.startswith("replay: this run is a replay")
+
+
 def test_limits_hold_for_the_run_up_too() -> None:
     edge = [{"box": [0, 4, 10, 14], "score": 9.0}]
     limits = {

@@ -125,3 +125,8 @@ def test_the_same_result_twice_is_one_entry(shelf):
         shelf.put("a" * 64, weights(META))
     assert [kept.key for kept in shelf.all()] == ["a" * 64]
     assert sorted(os.listdir(shelf.folder)) == ["a" * 64]
+
+
+def test_what_a_replay_learned_is_offered_to_nobody() -> None:
+    assert birth_of(META)["sample"] is not None
+    assert birth_of({**META, "replay_of": "another"})["sample"] is None
