@@ -133,7 +133,7 @@ def test_large_arrays_are_not_copied():
         2**64,
         "\ud800",
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_not_plain_is_refused_by_name(value):
     with pytest.raises(WireError):
