@@ -65,6 +65,7 @@ class DetectorFiles:
         self._sequences: dict[str, FileSequence] = {}
         self._files: dict[Path, h5py.File] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
+        self._within: dict[str, Path] = {}
         self._held = 0
         self._fixed: set[str] = set()
 
@@ -270,11 +271,8 @@ class DetectorFiles:
 
     def close(self) -> None:
         """Close every file."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-        self._datasets.clear()
-        self._fixed.clear()
+        for path in list(self._files):
+            self._close(path)
 
     def hold(self) -> None:
         """Keep files open from now on until `release`, which must follow each `hold`.
@@ -295,9 +293,8 @@ class DetectorFiles:
         """Close a file that would not show what is added to it, and that its writer may want."""
         if doc["uid"] in self._datasets:
             return
-        file = self._files.pop(self._paths[doc["uid"]], None)
-        if file is not None:
-            file.close()
+        if self._paths[doc["uid"]] in self._files:
+            self._close(self._paths[doc["uid"]])
 
     def _path(self, doc: Mapping[str, Any]) -> Path:
         # Resolved each time: what was a file may have become a link.
@@ -313,14 +310,15 @@ class DetectorFiles:
             if dataset is None:
                 dataset = self._find(doc, path)
                 if dataset.file.swmr_mode or self._held:
-                    self._datasets[doc["uid"]] = dataset
+                    self._datasets[doc["uid"]], self._within[doc["uid"]] = dataset, path
                     if not dataset.file.swmr_mode:
                         self._fixed.add(doc["uid"])
             else:
                 # On a network disk the length of an open file is asked for anew when it is opened.
                 path.open("rb").close()
-            # Not dataset.id.refresh(): h5py would go on telling the shape that it remembers.
-            dataset.refresh()
+            if dataset.file.swmr_mode:
+                # Not dataset.id.refresh(): h5py would go on telling the shape that it remembers.
+                dataset.refresh()
         except (FileRefused, NotReadable):
             raise
         except OSError as error:
@@ -334,17 +332,21 @@ class DetectorFiles:
                 self._close(next(iter(self._files)))
             file = self._files[path] = open_hdf5(path)
         try:
-            return self.roots.dataset(file, doc["parameters"]["dataset"], path)
+            dataset = self.roots.dataset(file, doc["parameters"]["dataset"], path)
         except (NotReadable, FileRefused):
             # A writer that is not in SWMR mode may add it later: look again in a fresh handle.
             self._close(path)
             raise
+        # Several resources may lead to one dataset. It is open once: to refresh one that is open
+        # twice corrupts the memory of this process (HDF5 2.0).
+        opened = [self._datasets[uid] for uid, within in self._within.items() if within == path]
+        return next((other for other in opened if other == dataset), dataset)
 
     def _close(self, path: Path) -> None:
-        self._files.pop(path).close()
-        for uid in [uid for uid, dataset in self._datasets.items() if not dataset]:
-            del self._datasets[uid]
+        for uid in [uid for uid, within in self._within.items() if within == path]:
+            del self._within[uid], self._datasets[uid]
             self._fixed.discard(uid)
+        self._files.pop(path).close()
 
 
 def _of_old_schema(doc: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -323,3 +323,36 @@ def test_files_that_are_held_stay_open_until_they_are_released(tmp_path, files):
     assert not is_open()
     np.testing.assert_array_equal(files.value("r1", 5, None, (3,)), DATA[5])
     assert not is_open()
+
+
+@pytest.mark.parametrize("swmr", [False, True])
+@pytest.mark.parametrize("names", [("data", "/data"), ("data", "linked")])
+def test_several_resources_of_one_dataset(tmp_path, files, swmr, names):
+    """To refresh a dataset that is open twice corrupts the process: it is to be open once."""
+    path = tmp_path / "a.h5"
+    writer = h5py.File(path, "w", libver="latest")
+    data = writer.create_dataset("data", data=DATA[:6], maxshape=(None, 3))
+    writer["linked"] = data
+    if swmr:
+        writer.swmr_mode = True
+    else:
+        writer.close()
+    for uid, name in zip(("r1", "r2"), names, strict=True):
+        files.add(resource(path, name, uid=uid))
+    for length in (6, 8):
+        files.hold()
+        for uid in ("r1", "r2", "r1"):
+            ((_, block),) = files.read(Rows(uid, "d", "k", 0, length, 1), (3,))
+            np.testing.assert_array_equal(block, DATA[:length])
+        files.release()
+        if not swmr:
+            writer = h5py.File(path, "a")
+            data = writer.require_dataset("data", (length, 3), float, maxshape=(None, 3))
+        if len(data) < 8:
+            data.resize(8, axis=0)
+            data[:] = DATA
+            data.flush()
+        if not swmr:
+            writer.close()
+    files.close()
+    writer.close()
