@@ -7,7 +7,7 @@ writes to Tiled with bluesky's own `TiledWriter`; while Tiled is away the files 
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from tiled.client import from_uri
 
 from inscan.callbacks.document_log import DocumentLog
 from inscan.callbacks.log_file import SUFFIX, LogError, LogFile
+from inscan.callbacks.profile import BeamlineProfile
 from inscan.callbacks.wire import WireError, unpack
+from inscan.service.raw_layouts import layouts_of, writer_options
 from inscan.service.tiled_http import RAW, TiledHTTP
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
@@ -60,9 +62,18 @@ class RawRunWriter:
         A key that may write.
     directory : Path
         Where documents wait, a file for each run. Files that an earlier process left are written too.
+    profiles : sequence of BeamlineProfile
+        Whose `datum_files` say how detector files are laid out that Tiled's writer does not know.
     """
 
-    def __init__(self, uri: str, api_key: SecretStr, directory: Path) -> None:
+    def __init__(
+        self,
+        uri: str,
+        api_key: SecretStr,
+        directory: Path,
+        profiles: Sequence[BeamlineProfile] = (),
+    ) -> None:
+        self._options = writer_options(layouts_of(profiles))
         self._uri = uri
         self._api_key = api_key
         self._directory = directory
@@ -184,7 +195,7 @@ class RawRunWriter:
             if name == "start":
                 if self._clear(doc["uid"]):
                     return True
-                run.writer = TiledWriter(self._connected())
+                run.writer = TiledWriter(self._connected(), **self._options)
             if name not in ("log", "gap"):
                 if run.writer is None:
                     raise ValueError("its start document is missing")

@@ -163,7 +163,7 @@ def replay(options: ReplayOptions, console: Console) -> dict[str, Any]:
             options,
             service,
             stack.enter_context(connect(state_dir=service.state)),
-            _raw_writer(service, stack) if options.raw else None,
+            _raw_writer(service, profiles, stack) if options.raw else None,
             console,
             interrupt,
             _elsewhere(options, service),
@@ -215,12 +215,14 @@ def _elsewhere(options: ReplayOptions, service: Through) -> list[TiledAccess]:
     return [] if other.uri == service.tiled.uri else [other]
 
 
-def _raw_writer(service: Through, stack: ExitStack) -> RawRunWriter:
+def _raw_writer(
+    service: Through, profiles: Sequence[BeamlineProfile], stack: ExitStack
+) -> RawRunWriter:
     folder = service.state / "replayed-documents"
     key = service.tiled.api_key
     if key is None:
         raise ValueError("--raw needs a key that may write to Tiled: set INSCAN_TILED_API_KEY")
-    writer = RawRunWriter(service.tiled.uri, SecretStr(key.get_secret_value()), folder)
+    writer = RawRunWriter(service.tiled.uri, SecretStr(key.get_secret_value()), folder, profiles)
     stack.callback(writer.close)
     return writer
 

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from bluesky import RunEngine
-from bluesky_tiled_plugins import TiledWriter
 from pydantic import SecretStr
-from tiled.client import from_uri
 from typer.testing import CliRunner
 
 from inscan.callbacks import connect
+from inscan.callbacks.profile import load_profile
 from inscan.callbacks.request import request
 from inscan.callbacks.sources.files import write_documents
 from inscan.profiles import srx_documents
@@ -122,32 +121,6 @@ def measure(sink: Callable[[str, Any], None], data: Path) -> None:
             sink(name, doc)
 
 
-def beamline_writer(raw: Any) -> TiledWriter:
-    """The writer as these beamlines must have it."""
-    datasets = {
-        "XSP3_FLY": "entry/instrument/detector/data",
-        "AD_HDF5_TS": "entry/instrument/NDAttributes/NDArrayEpicsTSSec",
-    }
-
-    def resource(doc: Any) -> Any:
-        if doc.get("spec") in datasets:
-            doc["resource_kwargs"]["dataset"] = datasets[doc["spec"]]
-        return doc
-
-    def datum(doc: Any) -> Any:
-        kwargs = doc["datum_kwargs"]
-        if kwargs.get("_resource_spec") in ("ZEBRA_HDF51", "SIS_HDF51"):
-            kwargs["dataset"] = kwargs.pop("column")
-        return doc
-
-    specs = (*datasets, "ZEBRA_HDF51", "SIS_HDF51")
-    return TiledWriter(
-        raw,
-        spec_to_mimetype=dict.fromkeys(specs, "application/x-hdf5"),
-        patches={"resource": resource, "datum": datum},
-    )
-
-
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     place = tmp_path_factory.mktemp("replay")
@@ -167,7 +140,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     try:
         tiled = service.wait()["tiled"]
         connection = connect(state_dir=service.state_dir)
-        raw = RawRunWriter(tiled, SecretStr(service.tiled_key()), place / "raw-documents")
+        profiles = [load_profile("srx"), load_profile("fxi")]
+        key = SecretStr(service.tiled_key())
+        raw = RawRunWriter(tiled, key, place / "raw-documents", profiles)
         emitted: dict[str, list[Any]] = {}
         kinds: dict[str, str] = {}
         current = ""
@@ -179,21 +154,14 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
                 kinds[current] = doc["uid"]
             emitted.setdefault(current, []).append((name, dict(doc)))
             connection(name, doc)
-            if current in SIMULATED:
-                raw(name, doc)
+            raw(name, doc)
 
         measure(sink, data)
         for kind, uid in kinds.items():
             outcome = connection.future(uid).result(timeout=120)
             assert outcome["status"] == "done", (kind, outcome)
-            assert kind not in SIMULATED or raw.wait(uid, 60), (kind, raw.problems)
+            assert raw.wait(uid, 60), (kind, raw.problems)
         assert connection.close() and raw.close()
-        client = from_uri(tiled, api_key=service.tiled_key())
-        for kind in KINDS[3:]:
-            writer = beamline_writer(client[RAW])
-            for name, doc in emitted[kind]:
-                writer(name, doc)
-        client.context.http_client.close()
         files = {}
         for kind, documents in emitted.items():
             files[kind] = place / f"{kind}.jsonl"

@@ -14,6 +14,7 @@ from inscan.callbacks.profile import BeamlineProfile, load_profile
 from inscan.callbacks.sources.tiled import stored_run
 from inscan.profiles.srx_documents import fly, hf2dxrf, step
 from inscan.profiles.srx_truth import SRXMap
+from inscan.service.raw_layouts import layouts_of, writer_options
 from inscan.service.tiled_http import RAW
 from inscan.service.tiled_server import EmbeddedTiled
 
@@ -39,26 +40,7 @@ def raw(tiled: EmbeddedTiled) -> Iterator[Any]:
 
 def write(raw: Any, documents: Documents) -> str:
     """Write a run as SRX must be: Tiled does not know its three kinds of file by itself."""
-
-    def resource(doc: Any) -> Any:
-        if doc.get("spec") == "XSP3_FLY":
-            doc["resource_kwargs"]["dataset"] = "entry/instrument/detector/data"
-        return doc
-
-    def datum(doc: Any) -> Any:
-        kwargs = doc["datum_kwargs"]
-        if kwargs.get("_resource_spec") in ("ZEBRA_HDF51", "SIS_HDF51"):
-            kwargs["dataset"] = kwargs.pop("column")
-        elif kwargs.get("_resource_spec") == "XSP3":
-            kwargs["slice"] = f":,{kwargs.pop('channel') - 1},:"
-        return doc
-
-    specs = ("XSP3_FLY", "ZEBRA_HDF51", "SIS_HDF51")
-    writer = TiledWriter(
-        raw,
-        spec_to_mimetype=dict.fromkeys(specs, "application/x-hdf5"),
-        patches={"resource": resource, "datum": datum},
-    )
+    writer = TiledWriter(raw, **writer_options(layouts_of(PROFILES)))
     for name, doc in documents:
         writer(name, doc)
     return documents[0][1]["uid"]
