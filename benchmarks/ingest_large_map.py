@@ -1,6 +1,6 @@
 """Time and memory to take in a map of 1000 x 1000 spectra of 8 channels x 4096 bins: 131 GB as uint32.
 
-    python benchmarks/ingest_large_map.py [--rows 24] [--peer-rows 8] [--seed 0] [--folder DIR] [--json FILE]
+    python benchmarks/ingest_large_map.py [--rows 24] [--peer-rows 8] [--seed 0] [--folder DIR] [--json]
 
 Some rows are really written to disk and taken in; the rest of the map is extrapolated from them, and labelled so.
 Two ways in which beamlines write: *files per row* (synthetic documents of NSLS-II SRX: an event and three new files
@@ -343,7 +343,7 @@ NAMES = {
 
 
 def main() -> None:
-    """Print a table; with --json write the figures too."""
+    """Print a table, or with --json one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=24, help="rows that are really taken in")
     parser.add_argument(
@@ -351,7 +351,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None, help="where the files go")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -368,6 +368,9 @@ def main() -> None:
         "gb": ROWS * ROW_BYTES / 1e9,
         "parts": found,
     }
+    if options.json:
+        print(json.dumps(done, indent=2))
+        return
     print(json.dumps(done["machine"]))
     print(
         f"a map of {done['gb']:.0f} GB; times of the whole map are extrapolated from the rows named"
@@ -380,8 +383,6 @@ def main() -> None:
             f" {one['peak_mb']:7.0f} MB (before {one['before_mb']:.0f})"
             f"   whole map {one['extrapolated_min']:6.1f} min (extrapolated)"
         )
-    if options.json:
-        options.json.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
