@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from inscan.callbacks.assembly import open_assembler
 from inscan.callbacks.guess_profile import guess_profile
@@ -121,7 +122,7 @@ def explain(
     done = tuple(describe(u) for u in finals if u.kind == "final")
     if rejected or not finals:
         reason = "; ".join(str(u.meta.get("reason", "")) for u in rejected) or "nothing came of it"
-        remedies = tuple(_remedies(run, profile))
+        remedies = (*_unreadable(run, warnings), *_remedies(run, profile))
         return Explanation(profile.name, "not understood", rules, reason, remedies, done, warnings)
     return Explanation(profile.name, "understood", rules, "", (), done, warnings)
 
@@ -142,6 +143,17 @@ def describe(update: Update) -> str:
         f"{update.stream}: stack of {len(energies)} energies, {min(energies):.1f} ... {max(energies):.1f} eV, frames of"
         f" {size[0]} x {size[1]}; {meta.get('rows_done')} energies measured"
     )
+
+
+def _unreadable(run: RunSummary, warnings: Iterable[str]) -> Iterator[str]:
+    """What opens detector files that were refused for the folder they are in."""
+    if any("outside the data roots" in warning for warning in warnings):
+        paths = (unquote(urlsplit(p).path) if "://" in p else p for p in run.files.values())
+        folders = dict.fromkeys(str(PurePosixPath(path).parent) for path in paths)
+        yield (
+            f"data_roots: the detector files are in {', '.join(folders)}, where nothing may be read; add it there"
+            " or to the service's settings, or try with --data-root"
+        )
 
 
 def _remedies(run: RunSummary, profile: BeamlineProfile) -> Iterator[str]:

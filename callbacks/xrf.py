@@ -265,12 +265,13 @@ class XRFMap:
 
     def _update(self, final: tuple[str, str] | None) -> Update:
         status, reason = final or ("running", "")
+        ended = f"{status}: {reason}" if reason else status
         if self._arrays is None:
-            return self.rejected(f"the run ended ({status}: {reason}) before its map was described")
+            return self.rejected(f"the run ended ({ended}) before its map was described")
         arrays = self._arrays.take(final is not None, self._slow.positions())
         measured = arrays["measured"]
         if final is not None and not measured.any():
-            return self.rejected(f"the run ended ({status}: {reason}) without a measured pixel")
+            return self.rejected(f"the run ended ({ended}) without a measured pixel")
         self._check(self._arrays, arrays)
         meta = self._meta() | {
             "rows_done": int(measured.all(axis=1).sum()),

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -86,14 +86,11 @@ def explain(
                 typer.echo(f"  {line}")
     if as_json:
         typer.echo(json.dumps(everything, indent=2, default=str))
-    if not all(_understood(entry) for entry in everything):
-        if not as_json:
-            typer.echo(f"a first profile for such runs: inscan profile new --from {run}")
+    outcomes = [{one["outcome"] for one in entry["explanations"]} for entry in everything]
+    if not as_json and {"no match"} in outcomes:
+        typer.echo(f"a first profile for such runs: inscan profile new --from {run}")
+    if not all("understood" in one for one in outcomes):
         sys.exit(1)
-
-
-def _understood(entry: Mapping[str, Any]) -> bool:
-    return any(one["outcome"] == "understood" for one in entry["explanations"])
 
 
 @profile_app.command()

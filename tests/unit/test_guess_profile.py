@@ -144,6 +144,17 @@ def test_the_key_that_does_not_fit_is_named_with_what_would(tmp_path: Path) -> N
     assert "'det{channel}_mcaroi{mcaroi:02d}_total' would" in remedy
 
 
+def test_refused_files_are_what_is_said_of_a_run_without_a_pixel(tmp_path: Path) -> None:
+    documents = list(fly(tmp_path, SRXMap.make((2, 3), channels=1, bins=1024)))
+    profile = load_profile("srx")
+    found = explain(summarise(documents), lambda: documents, profile, in_memory)
+    assert found.outcome == "not understood"
+    assert found.reason == "the run ended (success) without a measured pixel"
+    assert found.remedies[0].startswith(f"data_roots: the detector files are in {tmp_path}, ")
+    opened = explain(summarise(documents), lambda: documents, profile, in_memory, (tmp_path,))
+    assert opened.outcome == "understood" and not opened.remedies
+
+
 def test_a_geometry_elsewhere_is_named() -> None:
     documents = step_scan()
     elsewhere = step_scan(shape=None, dimensions={"shape": [ROWS, COLS]})
