@@ -49,6 +49,7 @@ class _State:
     closing: bool = False
     written: set[str] = field(default_factory=set)
     problems: dict[str, str] = field(default_factory=dict)
+    given_up: set[str] = field(default_factory=set)
 
 
 class RawRunWriter:
@@ -101,9 +102,14 @@ class RawRunWriter:
             self._state.changed.notify_all()
 
     def wait(self, run_uid: str, timeout: float) -> bool:
-        """Wait until a run that has ended is whole in Tiled; False when it is not after `timeout` seconds."""
-        with self._state.changed:
-            return self._state.changed.wait_for(lambda: run_uid in self._state.written, timeout)
+        """Wait until a run that has ended is whole in Tiled; False when it is not after `timeout` seconds, or cannot
+        be written at all (`problems` says why)."""
+        state = self._state
+        with state.changed:
+            state.changed.wait_for(
+                lambda: run_uid in state.written or run_uid in state.given_up, timeout
+            )
+            return run_uid in state.written
 
     def close(self, timeout: float = 30.0) -> bool:
         """Write what is complete and end the thread; False when something is left for next time."""
@@ -175,6 +181,9 @@ class RawRunWriter:
             self._trouble(
                 run, f"{type(error).__name__}: {error}; its documents stay in {run.log.path}"
             )
+            with self._state.changed:
+                self._state.given_up.add(run.log.run_uid)
+                self._state.changed.notify_all()
 
     def _trouble(self, run: _Run, text: str) -> None:
         # A run cannot be taken up in the middle: the next try begins at its first document.

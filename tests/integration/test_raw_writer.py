@@ -137,3 +137,22 @@ def test_a_document_of_nonsense_reaches_nobody_and_raises_nothing(writer: RawRun
     writer("start", {"no": "uid"})
     writer("event", {"descriptor": "unknown"})
     writer("stop", {})
+
+
+def test_a_run_that_cannot_be_written_is_not_waited_for(
+    tiled: EmbeddedTiled, tmp_path: Path
+) -> None:
+    run = compose_run()
+    external = {"dtype": "array", "shape": [1], "source": "sim", "external": "FILESTORE:"}
+    bundle = run.compose_descriptor(name="primary", data_keys={"x": external})
+    writer = RawRunWriter(tiled.uri, tiled.api_key, tmp_path / "raw")
+    writer("start", run.start_doc)
+    writer("descriptor", bundle.descriptor_doc)
+    # Of a datum that has not come.
+    values = {"data": {"x": "nowhere/0"}, "timestamps": {"x": 0.0}, "filled": {"x": False}}
+    writer("event", bundle.compose_event(**values))
+    writer("stop", run.compose_stop())
+    uid = run.start_doc["uid"]
+    assert not writer.wait(uid, 3600)
+    assert "its documents stay in" in writer.problems[uid]
+    assert not writer.close()
