@@ -48,7 +48,9 @@ def replay(
     ] = None,
     profile: Annotated[
         list[str] | None,
-        typer.Option(help="beamline profiles of that service; may be given several times"),
+        typer.Option(
+            help="beamline profiles of that service; may be given several times; default: all that come with inscan"
+        ),
     ] = None,
     data_root: Annotated[
         list[Path] | None,
@@ -191,6 +193,8 @@ def _tell(answer: dict[str, Any]) -> None:
             lines += _result_lines(result)
         if any("data_roots" in text or "data root" in text for text in lines) and one["files"]:
             lines.append(f"its detector files are in {', '.join(one['files'])}: give --data-root")
+        if one["status"] == "passed_by":
+            lines.append("`inscan explain` says which rule of which profile failed")
         for line in filter(None, lines):
             typer.echo(f"  {line}")
     owner = "stopped again; " if answer["own"] else ""

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from inscan.callbacks.link import SERVICE_FILE
+from inscan.callbacks.profile import shipped_profiles
 from inscan.callbacks.request import NoServiceError, request
 from inscan.service.demo_service import DemoService, ServiceFailed
 from inscan.service.show import TiledAccess, tiled_of
@@ -89,7 +90,7 @@ def through(
     out
         Folder for a service of its own; by default a new one beside the others of today.
     profiles, data_roots, threads
-        Settings of a service of its own.
+        Settings of a service of its own. No profiles: all that come with inscan.
 
     Raises
     ------
@@ -126,8 +127,8 @@ def through(
         "rescan": "suggest",
         "data_roots": [str(root.resolve()) for root in data_roots],
     }
-    if profiles:
-        settings["profiles"] = [_absolute(one) for one in profiles]
+    # A recorded run is of any beamline: as `inscan explain` and `process` do, all profiles are tried.
+    settings["profiles"] = [_absolute(one) for one in profiles] or list(shipped_profiles())
     if threads is not None:
         settings["worker_threads"] = threads
     service = OwnService(folder, settings)
