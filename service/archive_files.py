@@ -244,6 +244,8 @@ def _table(path: Path) -> Found:
     delimiter = "," if "," in lines[0] else None
     first = next(csv.reader([lines[0]])) if delimiter else lines[0].split()
     header = not all(_is_number(cell) for cell in first)
+    if header and len(lines) == 1:
+        raise ArchiveError(f"{path}: one line of text, no table of numbers")
     table = np.atleast_2d(np.loadtxt(lines[header:], delimiter=delimiter))
     attrs: dict[str, Any] = {}
     if header and first[0].strip() in ("", "Unnamed: 0", "index"):

@@ -180,7 +180,7 @@ def _draw_plane(figure: Figure, axes: Sequence[Axes], plane: Plane, picture: Pic
         if name == "result" and plane.doubtful is not None and plane.doubtful.any():
             cover = np.where(plane.doubtful[..., None], _DOUBT, 0.0)
             ax.imshow(cover, extent=picture.extent, interpolation="nearest", aspect="equal")
-            share = f"{100 * plane.doubtful.mean():.2g} %"
+            share = f"{100 * plane.doubtful.mean():.3g} %"
             ax.set_title(f"{plane.title}: {name} (red: {share} in doubt)", fontsize=9)
         figure.colorbar(shown, ax=ax, label=plane.units, shrink=0.85)
         ax.set_xlabel(picture.xlabel, fontsize=8)

@@ -97,7 +97,7 @@ def _notes(start: Mapping[str, Any]) -> tuple[str, ...]:
     doubt = report.get("doubt") or {}
     if doubt.get("share"):
         why = "; ".join(str(reason) for reason in doubt.get("reasons", []))
-        found.append(f"{100 * doubt['share']:.2g} % of the values are in doubt: {why}")
+        found.append(f"{100 * doubt['share']:.3g} % of the values are in doubt: {why}")
     if start.get("quantity"):
         found.append(str(start["quantity"]))
     return tuple(str(note) for note in found)

@@ -58,6 +58,8 @@ def find_runs(
             raise LookupError(f"{path} holds no run")
         return runs
     if len(path.parts) > 1 or path.suffix:
+        if path.is_dir():
+            raise LookupError(f"{what!r} is a folder, no file: name a file of documents in it")
         raise LookupError(f"there is no file {what!r}, and no run has such a uid")
     access = tiled_of(state or default_state_dir(), tiled)
     with open_runs(access) as container:

@@ -296,6 +296,9 @@ def test_broken_and_hostile_files_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ArchiveError, match="not a readable"):
             taken(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("nothing to see here\n")
+    with pytest.raises(ArchiveError, match="one line of text, no table of numbers"):
+        taken(tmp_path / "notes.txt")
     (tmp_path / "c.exe").write_bytes(b"MZ")
     with pytest.raises(ArchiveError, match="no kind of file that is understood"):
         taken(tmp_path / "c.exe")

@@ -181,6 +181,9 @@ def test_doubt_is_drawn_over_the_result_and_its_share_said(tmp_path):
     (title,) = [title for title in panels if "in doubt" in title]
     assert "result" in title and "10 %" in title and len(panels[title].images) == 2
     assert not any("in doubt" in ax.get_title() for ax in clean.axes)
+    doubtful[:] = True
+    everything = draw(picture(plane(doubtful=doubtful)))
+    assert any("(red: 100 % in doubt)" in ax.get_title() for ax in everything.axes)
 
 
 def test_a_picture_has_the_doubt_of_the_result_and_its_reasons():
