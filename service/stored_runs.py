@@ -57,14 +57,21 @@ def find_runs(
         if not runs:
             raise LookupError(f"{path} holds no run")
         return runs
+    folder = f"{what!r} is a folder, no file: name a file of documents in it"
     if len(path.parts) > 1 or path.suffix:
         if path.is_dir():
-            raise LookupError(f"{what!r} is a folder, no file: name a file of documents in it")
+            raise LookupError(folder)
         raise LookupError(f"there is no file {what!r}, and no run has such a uid")
-    access = tiled_of(state or default_state_dir(), tiled)
-    with open_runs(access) as container:
-        found = stored_run(container, what)
-        return [_reopening(access, found, as_arrays)]
+    try:
+        access = tiled_of(state or default_state_dir(), tiled)
+        with open_runs(access) as container:
+            found = stored_run(container, what)
+            return [_reopening(access, found, as_arrays)]
+    except (LookupError, ConnectionError):
+        # A run may be named as a folder is: only what is no run is taken for one.
+        if path.is_dir():
+            raise LookupError(folder) from None
+        raise
 
 
 def find_run(

@@ -34,11 +34,16 @@ def test_runs_of_a_file(tmp_path: Path, name: str) -> None:
         find_run(str(path))
 
 
-def test_what_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+def test_what_is_not_there_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for wanted in ("missing.jsonl", "somewhere/else", str(tmp_path / "none")):
         with pytest.raises(LookupError, match="no file"):
             find_runs(wanted)
     with pytest.raises(LookupError, match="is a folder, no file: name a file of documents"):
         find_runs(str(tmp_path))
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(LookupError, match="is a folder, no file"):
+        find_runs(tmp_path.name, state=tmp_path)
     with pytest.raises(ConnectionError, match="no service runs on"):
         find_runs("5d0c4f9e", state=tmp_path)
