@@ -7,6 +7,7 @@
 #   make evaluate              every method beside its peers, into docs/evaluation (an hour or two)
 #   make measured DATA=DIR     the methods on measured files, into docs/evaluation and docs/pictures
 #
+# TEST_ARGS reaches pytest (default: two processes, each file's tests in one of them).
 # PIP_ARGS reaches pip, for example an index that holds the CPU build of torch.
 
 PYTHON ?= python3
@@ -14,6 +15,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+TEST_ARGS ?= --numprocesses 2 --dist loadfile
 SEEDS ?= 10
 
 .PHONY: setup demo test lint bench evaluate measured clean
@@ -31,7 +33,7 @@ demo: setup
 	$(BIN)/inscan demo $(DEMO_ARGS)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
