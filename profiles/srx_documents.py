@@ -206,12 +206,13 @@ def hf2dxrf(
     stop_after: int | None = None,
     names: Literal["new", "old"] = "old",
     uid: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Iterator[Document]:
     """Yield the documents of an older step scan: a grid scan of Bluesky, parameters as text.
 
     Parameters
     ----------
-    folder, truth, snake, stop_after, names, uid
+    folder, truth, snake, stop_after, names, uid, metadata
         As for `step`; ``scan_input`` holds numbers of steps, one less than of points.
     """
     rows, cols = truth.i0.shape
@@ -230,6 +231,7 @@ def hf2dxrf(
         "motors": [slow, fast],
         "num_points": rows * cols,
         "plan_pattern": "outer_product",
+        **(metadata or {}),
     }
     run = _Run(md, truth, uid)
     yield run.start()

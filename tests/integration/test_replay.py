@@ -35,9 +35,9 @@ from inscan.service.tiled_http import PROCESSED, RAW, TiledHTTP
 # The first test to run waits for the service and for all live runs.
 pytestmark = pytest.mark.timeout(300)
 Until = Callable[..., Any]
-KINDS = ("step", "fly", "txm", "srx", "fxi")
+KINDS = ("step", "fly", "txm", "srx", "srx_step", "srx_hf2dxrf", "fxi")
 SIMULATED = KINDS[:3]
-"""Those that the demo's writer takes; the others' kinds of file are unknown to Tiled."""
+"""Those of a RunEngine here, whose metadata say who may see them."""
 ACCESS = {"data_session": "pass-1", "proposal": {"id": "1"}}
 
 
@@ -107,6 +107,9 @@ def measure(sink: Callable[[str, Any], None], data: Path) -> None:
     grain = SRXMap.make((6, 8), channels=3)
     for name, doc in srx_documents.fly(data, grain, snake=True, metadata={"kind": "srx"}):
         sink(name, doc)
+    for make, kind in ((srx_documents.step, "srx_step"), (srx_documents.hf2dxrf, "srx_hf2dxrf")):
+        for name, doc in make(data, grain, metadata={"kind": kind}):
+            sink(name, doc)
     edge = 1 - 0.4 / (1 + np.exp(-np.linspace(-6, 6, 12)))
     plane = np.linspace(0.7, 1, 256).reshape(16, 16)
     stacks = np.stack([edge[:, None, None] * one for one in (plane, plane.T)])
@@ -129,7 +132,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     service = OwnService(
         place,
         {
-            "profiles": ["sim_xrf", "sim_txm", "srx", "fxi"],
+            "profiles": ["sim_xrf", "sim_txm", "srx", "srx_step", "srx_hf2dxrf", "fxi"],
             "data_roots": [str(data)],
             "rescan": "approve",
             "worker_threads": 1,
@@ -140,7 +143,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     try:
         tiled = service.wait()["tiled"]
         connection = connect(state_dir=service.state_dir)
-        profiles = [load_profile("srx"), load_profile("fxi")]
+        profiles = [load_profile(name) for name in ("srx", "srx_step", "srx_hf2dxrf", "fxi")]
         key = SecretStr(service.tiled_key())
         raw = RawRunWriter(tiled, key, place / "raw-documents", profiles)
         emitted: dict[str, list[Any]] = {}
