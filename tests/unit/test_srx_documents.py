@@ -1,6 +1,5 @@
 """Maps of NSLS-II SRX, from documents as it writes them, are what was measured."""
 
-import copy
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -602,38 +601,6 @@ def _needs(event: dict[str, Any]) -> set[str]:
     return {event["uid"]} | ids
 
 
-JUNK: list[Any] = [
-    None,
-    "",
-    "x",
-    -1,
-    0,
-    10**30,
-    float("nan"),
-    [],
-    [[1], [2, 3]],
-    {},
-    {"a": 1},
-    True,
-]
-
-
-def spoiled(doc: dict[str, Any], order: random.Random) -> dict[str, Any]:
-    """A copy with one value, anywhere inside, replaced by junk or taken out."""
-    doc = copy.deepcopy(dict(doc))
-    inner: Any = doc
-    while True:
-        key = order.choice(sorted(inner, key=str))
-        if isinstance(inner[key], dict) and inner[key] and order.random() < 0.8:
-            inner = inner[key]
-            continue
-        if order.random() < 0.3:
-            del inner[key]
-        else:
-            inner[key] = order.choice(JUNK)
-        return doc
-
-
 @settings(
     deadline=None,
     max_examples=60,
@@ -642,7 +609,7 @@ def spoiled(doc: dict[str, Any], order: random.Random) -> dict[str, Any]:
 )
 @given(order=st.randoms(use_true_random=False))
 def test_whatever_a_document_holds_the_run_ends_and_what_is_measured_is_true(
-    recorded, order: random.Random
+    recorded, order: random.Random, spoiled: Any
 ) -> None:
     documents, _, folder, whole = recorded
     rest = list(documents[1:-1])

@@ -1,6 +1,5 @@
 """A stack is the same however its documents arrive, and dark and flat may come at any time."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -450,43 +449,11 @@ def test_a_single_energy(tmp_path):
     assert update.meta["complete"]
 
 
-JUNK = [
-    None,
-    "",
-    "x",
-    -1,
-    10**30,
-    float("nan"),
-    float("inf"),
-    [],
-    [[1], [2, 3]],
-    {},
-    {"a": 1},
-    True,
-]
-
-
-def spoiled(doc, order):
-    """A copy with one value, anywhere inside, replaced by junk or taken out."""
-    doc = copy.deepcopy(dict(doc))
-    inner = doc
-    while True:
-        key = order.choice(sorted(inner, key=str))
-        if isinstance(inner[key], dict) and inner[key] and order.random() < 0.7:
-            inner = inner[key]
-            continue
-        if order.random() < 0.3:
-            del inner[key]
-        else:
-            inner[key] = order.choice(JUNK)
-        return doc
-
-
 @settings(
     deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(order=st.randoms(use_true_random=False), inside=st.booleans())
-def test_whatever_a_document_holds_the_run_ends(tmp_path, order, inside):
+def test_whatever_a_document_holds_the_run_ends(tmp_path, order, inside, spoiled):
     profile = PROFILE.model_copy(update={"read_deadline": 0.0})
     run = Stack(tmp_path, (8.30, 8.32, 8.34))
     documents = in_events(run) if inside else run.documents()

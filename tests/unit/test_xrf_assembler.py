@@ -971,43 +971,11 @@ def test_files_outside_the_data_roots_are_not_read(tmp_path):
     assert any("outside the data roots" in line for line in update.meta["warnings"])
 
 
-JUNK = [
-    None,
-    "",
-    "x",
-    -1,
-    10**30,
-    float("nan"),
-    float("inf"),
-    [],
-    [[1], [2, 3]],
-    {},
-    {"a": 1},
-    True,
-]
-
-
-def spoiled(doc, order):
-    """A copy with one value, anywhere inside, replaced by junk or taken out."""
-    doc = copy.deepcopy(dict(doc))
-    inner = doc
-    while True:
-        key = order.choice(sorted(inner, key=str))
-        if isinstance(inner[key], dict) and inner[key] and order.random() < 0.7:
-            inner = inner[key]
-            continue
-        if order.random() < 0.3:
-            del inner[key]
-        else:
-            inner[key] = order.choice(JUNK)
-        return doc
-
-
 @settings(
     deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(order=st.randoms(use_true_random=False), fly=st.booleans(), spectra=st.booleans())
-def test_whatever_a_document_holds_the_run_ends(tmp_path, order, fly, spectra):
+def test_whatever_a_document_holds_the_run_ends(tmp_path, order, fly, spectra, spoiled):
     profile = (from_spectra() if spectra else PROFILE).model_copy(update={"read_deadline": 0.0})
     if fly:
         run = FlyRun(tmp_path, 2, 3, channels=1)
