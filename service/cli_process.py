@@ -215,6 +215,13 @@ def process(
     if not names and reproduce is None and not query:
         raise ValueError("which run, or which file? see `inscan process --help`")
     given = _parameters(parameter or [])
+    about: dict[str, Any] = {
+        "dataset": dataset, "dims": dims, "elements": elements, "lines": lines, "energies": energies,
+        "ev_per_bin": ev_per_bin, "ev_offset": ev_offset, "incident_energy_ev": incident_energy,
+        "low_ev": low_ev, "high_ev": high_ev, "bins": bins, "live_time": live_time, "i0": i0,
+        "flat": flat, "dark": dark, "empty": empty, "quantity": quantity, "crop": crop,
+        "pixel_um": pixel_um,
+    }  # fmt: skip
     files = [name for name in names if is_data(name)]
     if files:
         if len(files) < len(names):
@@ -222,14 +229,16 @@ def process(
         from inscan.service.archive_options import asked_for
 
         asked = asked_for(
-            dataset=dataset, dims=dims, elements=elements, lines=lines, ev_per_bin=ev_per_bin,
-            ev_offset=ev_offset, incident_energy_ev=incident_energy, low_ev=low_ev, high_ev=high_ev,
-            bins=bins, live_time=live_time, i0=i0, energies=energies, energy_units=energy_units,
-            flat=flat, dark=dark, flat_factor=flat_factor, empty=empty, quantity=quantity, crop=crop,
-            pixel_um=pixel_um, method=method, parameters=given, profiles=profile or [],
+            **about, energy_units=energy_units, flat_factor=flat_factor, method=method,
+            parameters=given, profiles=profile or [],
         )  # fmt: skip
         _files(files, asked, out or Path("."), again, list_only, as_json)
         return
+    unused = [key for key, value in about.items() if value is not None] + ["list"] * list_only
+    if unused:
+        words = ", ".join(f"--{key.replace('_', '-')}" for key in unused)
+        words = words.replace("incident-energy-ev", "incident-energy")
+        raise ValueError(f"{words}: for files of data; what a run holds is said by its profile")
     from inscan.service.process_command import Command, is_documents
     from inscan.service.settings import load_settings
 
@@ -343,7 +352,8 @@ def _print_record(record: Any, name: str, png: str) -> None:
                 f"  (`inscan explain {record.run_uid[:8]}`, or of its file, says which rule failed)"
             )
         return
-    there = " (there already)" if record.fate == "there" else ""
+    fates = {"there": " (there already)", "same": " (the same bytes as those that are there)"}
+    there = fates.get(record.fate, "")
     typer.echo(f"{name}: {record.recipe}, verdict {record.verdict or 'none'}{there}")
     for note in record.notes:
         typer.echo(f"  - {note}")

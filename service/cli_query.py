@@ -57,10 +57,13 @@ def _rows(what: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> Non
         return
     title = f"{len(rows)} {what}" + ("s" if len(rows) > 1 else "")
     table = Table(title=title, title_justify="left")
-    for heading in columns:
+    cells = {heading: [_cell(row.get(key)) for row in rows] for heading, key in columns.items()}
+    # Room on a narrow terminal is for what there is.
+    shown = {heading: column for heading, column in cells.items() if any(column)}
+    for heading in shown:
         table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row.get(key)) for key in columns.values()))
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*row)
     Console().print(table)
 
 

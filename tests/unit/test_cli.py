@@ -175,6 +175,14 @@ def test_unknown_method(inscan, tmp_path, command):
     assert "no method 'magic'" in err and "n2n" in err and len(err.splitlines()) == 1
 
 
+def test_options_for_files_of_data_are_not_dropped_for_runs(inscan, tmp_path):
+    status, out, err = inscan(
+        "process", "4711", "--dims", "row,col", "--incident-energy", 12000, "--state", tmp_path
+    )
+    assert (status, out) == (BAD_INPUT, "")
+    assert err.startswith("inscan: --dims, --incident-energy: for files of data;")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
