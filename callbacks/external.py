@@ -269,6 +269,15 @@ class DetectorFiles:
         """Return the uids of all resources."""
         return list(self._resources)
 
+    def sharing(self, resource: str) -> list[str]:
+        """Return the other resources that have rows of the same dataset."""
+        where = _dataset_of(self._resources[resource])
+        return [
+            uid
+            for uid, doc in self._resources.items()
+            if uid != resource and _dataset_of(doc) == where
+        ]
+
     def close(self) -> None:
         """Close every file."""
         for path in list(self._files):
@@ -347,6 +356,15 @@ class DetectorFiles:
             del self._within[uid], self._datasets[uid]
             self._fixed.discard(uid)
         self._files.pop(path).close()
+
+
+def _dataset_of(doc: Mapping[str, Any]) -> tuple[str, str, str]:
+    parameters = doc["parameters"]
+    return (
+        doc["uri"],
+        str(parameters.get("dataset")).strip("/"),
+        str(parameters.get("slice") or ""),
+    )
 
 
 def _of_old_schema(doc: Mapping[str, Any]) -> Mapping[str, Any]:

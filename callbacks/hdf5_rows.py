@@ -12,10 +12,13 @@ import numpy as np
 
 from inscan.callbacks.file_access import FileRefused, NotReadable, check_size
 
-__all__ = ["JOIN_METHODS", "Selection", "read_blocks", "row_selection"]
+__all__ = ["JOIN_METHODS", "ROWS_BY", "Selection", "read_blocks", "row_selection"]
 
 JOIN_METHODS = ("stack", "concat", "append")
 """How events follow each other in a file: the shapes say which, so that a name is only checked."""
+
+ROWS_BY = "rows_by"
+"""Parameter of a stream_resource: how it is known which rows are whose where that was not recorded."""
 
 # Large enough to amortise a read, small enough to stay in cache between reading and placing.
 _BLOCK_BYTES = 16 << 20

@@ -21,15 +21,20 @@ from inscan.callbacks.datum_files import DatumFiles, DatumUnknown
 from inscan.callbacks.external import DetectorFiles, FileRefused, NotReadable, Rows
 from inscan.callbacks.file_reader import FileReader
 from inscan.callbacks.handlers import HDF5_LAYOUTS
+from inscan.callbacks.hdf5_rows import ROWS_BY
 from inscan.callbacks.profile import BeamlineProfile
 from inscan.callbacks.target import Target
 from inscan.callbacks.updates import MALFORMED, Notes
 
-__all__ = ["RunFiles"]
+__all__ = ["BY_TIME", "RunFiles"]
 
 # While a run goes on, files that were not ready are looked at again this often; at its end oftener.
 _RETRY_S = 0.5
 _RETRY_AT_END_S = 0.02
+BY_TIME = (
+    "the rows of a file that several streams share are told apart by the times of the events, for"
+    " a Tiled catalog does not keep which are whose"
+)
 
 
 class RunFiles:
@@ -82,6 +87,8 @@ class RunFiles:
             if name == "stream_resource":
                 if not self.knows(doc["uid"]):
                     self._reader(self._files.add, doc)
+                    if (doc.get("parameters") or {}).get(ROWS_BY) is not None:
+                        self._notes.add(BY_TIME, doc["data_key"])
             elif name == "resource":
                 self._reader(self._datums.add_resource, doc)
             else:
@@ -146,12 +153,30 @@ class RunFiles:
                 except (NotReadable, *MALFORMED) as error:
                     self._notes.add("detector files whose length is unknown", str(error))
                     break
-                start = known.stop if known else 0
-                first = known.first_seq + known.stop - known.start if known else 1
-                if length > start:
-                    self._unread.append((stream, Rows(resource, uid, key, start, length, first)))
-                    self._notes.add("rows found in the file that no document announced", key)
+                self._take_rest(stream, uid, resource, length)
                 break
+
+    def _take_rest(self, stream: str, uid: str, resource: str, length: int) -> None:
+        """Take rows from the last that was announced to the end of the file, where they are this stream's."""
+        key, known = self._files.data_key(resource), self._announced.get(resource)
+        start = known.stop if known else 0
+        first = known.first_seq + known.stop - known.start if known else 1
+        sharing = self._files.sharing(resource)
+        if sharing:
+            taken = [self._announced[one].stop for one in sharing if one in self._announced]
+            if length > max(start, *taken, 0):
+                self._notes.add("rows of a file that several streams share are left out", key)
+            return
+        # The events that follow may have theirs in the next file.
+        others = [rows for rows in self._announced.values() if rows.data_key == key]
+        begins = [rows.first_seq - rows.start for rows in others if rows.descriptor == uid]
+        room = min((begin - first for begin in begins if begin >= first), default=length)
+        if length > start + room:
+            self._notes.add("rows of a file beyond the first of the next file are left out", key)
+            length = start + room
+        if length > start:
+            self._unread.append((stream, Rows(resource, uid, key, start, length, first)))
+            self._notes.add("rows found in the file that no document announced", key)
 
     def forget(self, events: Collection[tuple[str, int]]) -> None:
         """Read no more for events (stream, seq_num) whose data have come by another way."""

@@ -59,6 +59,9 @@ class FXIScan:
         Whether the frames' times are announced too, as a second kind of resource.
     own_flat_file
         Whether `xanes_scan` stages the camera anew before its flats.
+    restaged
+        Whether `xanes_scan2` stages the camera anew before and after each flat. Else images and flats take
+        turns in one file.
     metadata
         Added to the start document.
     seed
@@ -75,6 +78,7 @@ class FXIScan:
     baseline: bool = True
     time_stamps: bool = True
     own_flat_file: bool = False
+    restaged: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -180,9 +184,11 @@ class FXIScan:
                 for energy, at, flat in zip(self.energies_kev, images, flats, strict=True):
                     for position, frames in enumerate(at):
                         yield from writer.event("primary", frames, energy, x=10.0 * position)
-                    yield from writer.stage()
+                    if self.restaged:
+                        yield from writer.stage()
                     yield from writer.event("flat", flat, energy, x=1000.0)
-                    yield from writer.stage()
+                    if self.restaged:
+                        yield from writer.stage()
         yield from writer.read_baseline()
         writer.close()
         if stop is not None:

@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import copy
 import heapq
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import numpy as np
-import pyarrow as pa
 
 from inscan.callbacks.sources.interface import Document, SourceError
 from inscan.callbacks.sources.tiled_files import External, from_stream
+from inscan.callbacks.sources.tiled_shared import Owner, place_rows, sharing
+from inscan.callbacks.sources.tiled_table import Table
 
 __all__ = ["RunReader"]
 
-_TABLE = "internal"
-_ARROW = "application/vnd.apache.arrow.file"
-_NOT_DATA = ("seq_num", "time")
+_log = logging.getLogger(__name__)
 # What one request for rows of arrays may bring.
 _BLOCK_BYTES = 32 << 20
 
@@ -62,6 +62,8 @@ class RunReader:
     ----------
     ended : bool
         The stop document is there, and has been handed on.
+    left_out : dict of str to str
+        Data keys that cannot be read, as ``primary Andor_image``, and why not: the run is handed on without them.
     """
 
     def __init__(
@@ -76,9 +78,10 @@ class RunReader:
             raise ValueError(f"as_arrays is none, legacy or all, not {as_arrays!r}")
         self.uid = uid
         self.ended = False
+        self.left_out: dict[str, str] = {}
         self._container = container
         self._as_arrays = as_arrays
-        self._wanted = wanted or _every
+        self._wanted = wanted or (lambda stream, seq_num: True)
         self._started = False
         self._streams: dict[str, _Stream] = {}
 
@@ -105,30 +108,38 @@ class RunReader:
         if not self._started:
             self._started = True
             yield "start", dict(metadata["start"])
+        ended = bool(metadata.get("stop"))
         nodes = {name: node.base for name, node in _streams_of(run).items()}
         externals = {name: self._externals(node) for name, node in nodes.items()}
-        if not metadata.get("stop"):
+        tables = {name: Table.read(node) for name, node in nodes.items()}
+        shared = self._tell_apart(externals, tables, ended)
+        if not ended:
             # How external data are handed out is said in the descriptor: it has to be known by then.
             nodes = {name: n for name, n in nodes.items() if _settled(n, externals[name])}
         yield from self._descriptors(nodes, externals)
         for name in nodes:
             known = self._streams[name].resources
             for key, external in externals[name].items():
-                if external.by_reference:
+                if external.by_reference and (ended or (name, key) not in shared):
                     for resource in external.resources(known[key]):
                         known[key] += 1
                         yield "stream_resource", {**resource, "run_start": self.uid}
         yield from heapq.merge(
-            *(self._events(name, nodes[name], externals[name]) for name in nodes),
+            *(
+                self._events(name, nodes[name], externals[name], tables[name], ended)
+                for name in nodes
+                if ended or not _waits(name, externals[name], shared)
+            ),
             key=lambda document: document[1]["time"],
         )
         for name in nodes:
             known = self._streams[name].announced
             for key, external in externals[name].items():
-                if external.by_reference and external.count > known[key]:
+                held = not ended and (name, key) in shared
+                if external.by_reference and external.count > known[key] and not held:
                     yield from (("stream_datum", doc) for doc in external.datums(known[key]))
                     known[key] = external.count
-        if metadata.get("stop"):
+        if ended:
             self.ended = True
             yield "stop", dict(metadata["stop"])
 
@@ -138,7 +149,7 @@ class RunReader:
         news = []
         for name, node in nodes.items():
             state = self._streams.setdefault(name, _Stream())
-            documents = _descriptors(node, name, self.uid, externals[name])
+            documents = _descriptors(node, name, self.uid, externals[name], self.left_out)
             news += documents[state.descriptors :]
             state.descriptors, state.keys = len(documents), documents[0]["data_keys"]
         for document in sorted(news, key=lambda doc: doc["time"]):
@@ -154,13 +165,61 @@ class RunReader:
                 found[key] = External(key, part, keys[key], uid, as_arrays=wanted)
         return found
 
+    def _tell_apart(
+        self,
+        externals: dict[str, dict[str, External]],
+        tables: Mapping[str, Table | None],
+        ended: bool,
+    ) -> Collection[Owner]:
+        """Find data of several streams in one file; say which rows are whose once the run has ended."""
+        shared = sharing(externals)
+        if not ended or not shared:
+            return shared
+        times = {
+            name: np.array(table.times)
+            for name, table in tables.items()
+            if table is not None and np.array_equal(table.seq_nums, np.arange(len(table)) + 1)
+        }
+        said = {
+            (name, key): n for name, s in self._streams.items() for key, n in s.announced.items()
+        }
+        unplaced = place_rows(shared, times, said)
+        for (stream, key), one in shared.items():
+            why = unplaced.get((stream, key), "")
+            # Of an array Tiled hands out the first rows, whoever they belong to.
+            if not one.by_reference and (why or not one.in_order):
+                why = why or "Tiled hands out the rows of another stream"
+                self._leave_out(stream, key, f"several streams share its file, and {why}")
+                del externals[stream][key]
+        return shared
+
+    def _leave_out(self, stream: str, key: str, why: str) -> None:
+        if f"{stream} {key}" not in self.left_out:
+            self.left_out[f"{stream} {key}"] = why
+            _log.warning("run %s is read without %s of %s: %s", self.uid, key, stream, why)
+
+    def _rows(self, name: str, one: External, indices: np.ndarray, ended: bool) -> list[Any]:
+        """Rows of one key; none of them where Tiled cannot read it."""
+        try:
+            return one.rows(indices)
+        except (httpx.HTTPStatusError, ValueError) as error:
+            # While files are written they may become readable yet.
+            if not ended:
+                raise SourceError(f"run {self.uid}: {name} {one.key}: {error}") from error
+            self._leave_out(name, one.key, f"Tiled cannot read it ({error})")
+            return [None] * len(indices)
+
     def _events(
-        self, name: str, node: Any, externals: Mapping[str, External]
+        self,
+        name: str,
+        node: Any,
+        externals: Mapping[str, External],
+        table: Table | None,
+        ended: bool,
     ) -> Iterator[Document]:
         state = self._streams[name]
-        table = _Table.read(node)
         if table is None:
-            yield from self._events_without_table(name, node, externals)
+            yield from self._events_without_table(name, node, externals, ended)
             return
         arrays = {
             key: part for key, part in node.items() if key in state.keys and key not in externals
@@ -179,7 +238,10 @@ class RunReader:
                 state.rows = last
                 continue
             values = {key: _cut(part, rows[key][first:last]) for key, part in arrays.items()}
-            values |= {key: one.rows(table.seq_nums[first:last] - 1) for key, one in filled.items()}
+            values |= {
+                key: self._rows(name, one, table.seq_nums[first:last] - 1, ended)
+                for key, one in filled.items()
+            }
             for i in chosen:
                 more = {key: found[i - first] for key, found in values.items()}
                 yield "event", _event(table, i, more, state.keys, stamps)
@@ -187,7 +249,7 @@ class RunReader:
                 state.rows = i + 1
 
     def _events_without_table(
-        self, name: str, node: Any, externals: Mapping[str, External]
+        self, name: str, node: Any, externals: Mapping[str, External], ended: bool
     ) -> Iterator[Document]:
         """A fly stream of which only files are known, whose data are handed out as arrays."""
         state, uid = self._streams[name], node.metadata["uid"]
@@ -202,7 +264,9 @@ class RunReader:
             if not chosen:
                 state.rows = last
                 continue
-            values = {one.key: one.rows(np.arange(first, last)) for one in filled}
+            values = {
+                one.key: self._rows(name, one, np.arange(first, last), ended) for one in filled
+            }
             for i in chosen:
                 data = {
                     key: found[i - first]
@@ -213,53 +277,8 @@ class RunReader:
                 state.rows = i + 1
 
 
-class _Table:
-    """The scalars of a stream, a row for each event, in the order of their coming."""
-
-    def __init__(self, columns: dict[str, Any]) -> None:
-        self.columns = columns
-        self.seq_nums = np.asarray(columns["seq_num"], dtype=np.int64)
-        self.times = [float(value) for value in columns["time"]]
-
-    @classmethod
-    def read(cls, node: Any) -> _Table | None:
-        """Return the table of a stream; None when it has none (yet)."""
-        # Beyond some hundred columns it is split into internal_0, internal_1, ...
-        columns: dict[str, Any] = {}
-        for name, part in node.items():
-            if name == _TABLE or name.startswith(f"{_TABLE}_"):
-                table = _arrow(part)
-                columns |= {key: _column(table.column(key)) for key in table.column_names}
-        if not all(name in columns for name in _NOT_DATA):
-            return None
-        shortest = min(len(values) for values in columns.values())
-        return cls({name: values[:shortest] for name, values in columns.items()})
-
-    def __len__(self) -> int:
-        return len(self.seq_nums)
-
-    def has(self, key: str, row: int) -> bool:
-        """Whether an event holds a key: then it has a timestamp of it."""
-        stamps = self.columns.get(f"ts_{key}")
-        return stamps is None or _is_number(stamps[row])
-
-    def rows_of(self, key: str, available: int) -> np.ndarray:
-        """Row of the key's array for each event; -1 where the event lacks the key, or it is not written yet."""
-        present = np.array([self.has(key, row) for row in range(len(self))], dtype=bool)
-        places = np.cumsum(present) - 1
-        return np.where(present & (places < available), places, -1)
-
-    def complete(self, rows: Mapping[str, np.ndarray]) -> int:
-        """Number of events whose arrays are all there; arrays are written before the rows of the table."""
-        n = len(self)
-        for key, places in rows.items():
-            short = [i for i in np.flatnonzero(places[:n] < 0) if self.has(key, int(i))]
-            n = int(short[0]) if short else n
-        return n
-
-
 def _event(
-    table: _Table,
+    table: Table,
     row: int,
     arrays: Mapping[str, np.ndarray | None],
     keys: Mapping[str, Mapping[str, Any]],
@@ -298,9 +317,9 @@ def _document(
     }
 
 
-def _every(stream: str, seq_num: int) -> bool:
-    del stream, seq_num
-    return True
+def _waits(name: str, externals: Mapping[str, External], shared: Collection[Owner]) -> bool:
+    """Whether the events of a stream need arrays whose rows are not known before the end."""
+    return any(not one.by_reference and (name, key) in shared for key, one in externals.items())
 
 
 def _cut(part: Any, places: np.ndarray) -> list[np.ndarray | None]:
@@ -315,29 +334,6 @@ def _cut(part: Any, places: np.ndarray) -> list[np.ndarray | None]:
 
 def _row_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-
-
-def _is_number(value: Any) -> bool:
-    return value is not None and value == value
-
-
-def _arrow(part: Any) -> pa.Table:
-    """A table as the server sends it: Tiled's client makes texts of the small arrays in its cells."""
-    tables = []
-    for number in range(part.structure().npartitions):
-        answer = part.context.http_client.get(
-            part.item["links"]["partition"].format(index=number), headers={"Accept": _ARROW}
-        )
-        answer.raise_for_status()
-        tables.append(pa.ipc.open_file(pa.BufferReader(answer.content)).read_all())
-    return pa.concat_tables(tables)
-
-
-def _column(values: pa.ChunkedArray) -> np.ndarray | list[Any]:
-    kind = values.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return values.to_numpy()
-    return values.to_pylist()
 
 
 def _check(run: Any) -> None:
@@ -365,13 +361,19 @@ def _streams_of(run: Any) -> dict[str, Any]:
 
 
 def _descriptors(
-    node: Any, name: str, run_uid: str, externals: Mapping[str, External]
+    node: Any,
+    name: str,
+    run_uid: str,
+    externals: Mapping[str, External],
+    left_out: Collection[str],
 ) -> list[dict[str, Any]]:
     """Descriptor documents of a stream, in their order: later ones differ in configuration."""
     metadata = {k: copy.deepcopy(v) for k, v in dict(node.metadata).items()}
     updates = metadata.pop("_config_updates", None) or []
     metadata.pop("stream_name", None)
     first = {**metadata, "name": name, "run_start": run_uid}
+    for key in [key for key in first["data_keys"] if f"{name} {key}" in left_out]:
+        del first["data_keys"][key]
     objects: dict[str, list[str]] = {}
     for key, described in first["data_keys"].items():
         if described.get("object_name"):

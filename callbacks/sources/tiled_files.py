@@ -11,6 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from inscan.callbacks.hdf5_rows import ROWS_BY
+
 __all__ = ["External", "from_stream", "shape_of"]
 
 _HDF5 = "application/x-hdf5"
@@ -61,6 +63,14 @@ class External:
         Whether it is handed out by stream documents. Else its values belong into events.
     count : int
         Events whose data are there.
+    shape : tuple of int
+        Of one event's data.
+    files : list of str
+        Addresses of the HDF5 files in their order; empty where it is not plain rows of such files.
+    dataset : str
+        In them.
+    is_here : bool
+        This machine has the files.
     described : dict
         The data key as the documents handed out describe it.
     """
@@ -79,12 +89,17 @@ class External:
         self._descriptor = descriptor
         total = tuple(int(n) for n in node.shape)
         declared = tuple(int(n) for n in described.get("shape") or ())
-        self._shape, self._per_event = shape_of(total, declared)
+        self.shape, self._per_event = shape_of(total, declared)
         self.count = total[0] // max(1, self._per_event) if total else 0
         self._source = node.data_sources()[0]
-        self._uris = self._local_files()
-        self.by_reference = not as_arrays and bool(self._uris)
-        self.described = {**described, "shape": list(self._shape)}
+        self.dataset = str(self._source.parameters.get("dataset") or "").strip("/")
+        self.files = self._files()
+        self.is_here = bool(self.files) and all(_is_here(uri) for uri in self.files)
+        # How the rows are dealt out over several files is known only when each holds one event.
+        dealt = len(self.files) in (1, self.count)
+        self.by_reference = not as_arrays and self.is_here and dealt
+        self._rows: np.ndarray | None = None
+        self.described = {**described, "shape": list(self.shape)}
         if self.by_reference:
             self.described["external"] = "STREAM:"
         else:
@@ -93,28 +108,52 @@ class External:
     @property
     def row_bytes(self) -> int:
         """Bytes of one event's data."""
-        return math.prod(self._shape) * self._node.dtype.itemsize
+        return math.prod(self.shape) * self._node.dtype.itemsize
 
     def resources(self, known: int) -> Iterator[dict[str, Any]]:
         """Yield stream_resource documents, one for each file beyond `known` ones."""
         parameters = dict(self._source.parameters)
         parameters["join_method"] = "concat" if self._per_event > 1 else "stack"
-        for number in range(known, len(self._uris)):
+        if self._rows is not None:
+            parameters[ROWS_BY] = "time"
+        for number in range(known, len(self.files)):
             yield {
                 "uid": self._uid(number),
                 "data_key": self.key,
                 "mimetype": _HDF5,
-                "uri": self._uris[number],
+                "uri": self.files[number],
                 "parameters": parameters,
             }
 
     def datums(self, known: int) -> Iterator[dict[str, Any]]:
         """Yield stream_datum documents of what lies beyond `known` events."""
-        if len(self._uris) == 1:
-            yield self._datum(0, known, self.count, known + 1)
+        if len(self.files) > 1:
+            for number in range(known, self.count):
+                row = 0 if self._rows is None else int(self._rows[number])
+                yield self._datum(number, row, row + 1, number + 1)
             return
-        for number in range(known, self.count):
-            yield self._datum(number, 0, 1, number + 1)
+        rows = np.arange(self.count) if self._rows is None else self._rows
+        ends = [*(np.flatnonzero(np.diff(rows[known:]) != 1) + known + 1), self.count]
+        for first, last in zip([known, *ends[:-1]], ends, strict=True):
+            yield self._datum(0, int(rows[first]), int(rows[last - 1]) + 1, int(first) + 1)
+
+    def place(self, rows: np.ndarray) -> None:
+        """Say which rows of its file (of one event each) belong to which event.
+
+        Parameters
+        ----------
+        rows
+            (count,) int, in the order of the events; of several files, in the file of each.
+        """
+        self._rows = rows
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the rows of the array in Tiled are those of the events: nobody else's are between or before them."""
+        rows = self._rows
+        return rows is None or (
+            len(self.files) == 1 and np.array_equal(rows, np.arange(self.count))
+        )
 
     def rows(self, indices: np.ndarray) -> list[np.ndarray | None]:
         """Return data of events by index, read at once where they lie together; None for those that are not there.
@@ -137,7 +176,7 @@ class External:
     def _read(self, first: int, last: int) -> np.ndarray:
         per = self._per_event
         block = np.asarray(self._node[first * per : last * per])
-        return block.reshape(last - first, *self._shape)
+        return block.reshape(last - first, *self.shape)
 
     def _uid(self, number: int) -> str:
         return f"{self._descriptor}-{self.key}-{number}"
@@ -152,17 +191,12 @@ class External:
             "seq_nums": {"start": first_seq, "stop": first_seq + stop - start},
         }
 
-    def _local_files(self) -> list[str]:
-        """Addresses of the HDF5 files in their order; none when they are elsewhere or only an adapter reads them."""
+    def _files(self) -> list[str]:
         source = self._source
         if source.mimetype != _HDF5 or source.parameters.get("slice"):
             return []
         assets = sorted(source.assets, key=lambda asset: asset.num or 0)
-        uris = [asset.data_uri for asset in assets if asset.parameter in ("data_uri", "data_uris")]
-        # How the rows are dealt out over several files is known only when each holds one event.
-        if len(uris) > 1 and len(uris) != self.count:
-            return []
-        return uris if all(_is_here(uri) for uri in uris) else []
+        return [asset.data_uri for asset in assets if asset.parameter in ("data_uri", "data_uris")]
 
 
 def _is_here(uri: str) -> bool:
