@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +48,11 @@ def number_at(start: Mapping[str, Any], path: str) -> float | None:
     value = start_value(start, path)
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return None
-    return float(value) if np.isfinite(value) else None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None  # an integer that no float holds
+    return number if math.isfinite(number) else None
 
 
 def plain(value: Any) -> Any:
