@@ -172,6 +172,8 @@ def _forward(
     from inscan.service.forward import Forward
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # A catalog is asked again and again: a line for each question would bury the others.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

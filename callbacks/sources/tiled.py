@@ -46,8 +46,15 @@ def open_catalog(uri: str, api_key: str | None) -> Iterator[Any]:
         _ask(uri, api_key)
         client: Any = from_uri(uri, api_key=api_key)
     except (httpx.HTTPError, httpx.InvalidURL, RuntimeError, ValueError, KeyError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
+            key = "wants a key" if api_key is None else "refuses the key"
+            raise SourceError(
+                f"Tiled at {uri} {key} ({error.response.status_code}): set INSCAN_SOURCE_TILED_API_KEY for "
+                "`inscan forward` (api_key of a source in the settings), INSCAN_TILED_API_KEY for other commands"
+            ) from error
+        why = str(error).partition("\n")[0]
         raise SourceError(
-            f"Tiled at {uri} cannot be used ({error}): start it, or correct address and key"
+            f"Tiled at {uri} cannot be used ({why}): start it, or correct address and key"
         ) from error
     try:
         yield client[_RAW] if _RAW in client else client

@@ -17,7 +17,7 @@ from tiled.client import from_uri
 from tiled.server import SimpleTiledServer
 
 from inscan.callbacks.sources.interface import Document, SourceError
-from inscan.callbacks.sources.tiled import run_documents, stored_run, tiled_runs
+from inscan.callbacks.sources.tiled import open_catalog, run_documents, stored_run, tiled_runs
 from inscan.callbacks.sources.tiled_live import TiledSource
 from inscan.service.tiled_http import RAW
 from inscan.service.tiled_server import EmbeddedTiled
@@ -433,3 +433,13 @@ def test_a_source_that_cannot_be_used_says_so(tiled: EmbeddedTiled, follow: Any)
         one = follow(uri, key)
         one.thread.join(60)
         assert one.error is not None and uri in str(one.error)
+
+
+@pytest.mark.parametrize(("key", "said"), [(None, "wants a key"), ("wrong", "refuses the key")])
+def test_a_key_that_is_missing_or_wrong_is_one_line(
+    tiled: EmbeddedTiled, key: str | None, said: str
+) -> None:
+    with pytest.raises(SourceError, match=said) as caught, open_catalog(tiled.uri, key):
+        pass
+    assert "INSCAN_SOURCE_TILED_API_KEY" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
