@@ -87,6 +87,10 @@ def row_selection(
     if _plain(left) == _plain(shape):
         return Selection(1, inner, shape)
     if shape and _plain(left) == _plain(shape[1:]):
+        if frames == 1:
+            raise FileRefused(
+                f"{where}: its resource says one frame per event, the descriptor declares {shape}"
+            )
         return Selection(shape[0], inner, shape)
     raise FileRefused(f"{where} holds rows of {left}, the descriptor declares {shape}")
 

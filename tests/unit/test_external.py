@@ -356,3 +356,17 @@ def test_several_resources_of_one_dataset(tmp_path, files, swmr, names):
             writer.close()
     files.close()
     writer.close()
+
+
+@pytest.mark.parametrize("name", ["frame_per_point", "multiplier"])
+def test_frames_per_event_are_as_declared_or_refused(tmp_path, files, name):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = np.arange(10 * 3 * 2.0).reshape(10, 3, 2)
+    for number, frames in enumerate((1, 2, 5)):
+        files.add(resource(path, uid=f"r{number}", parameters={"dataset": "data", name: frames}))
+    ((_, block),) = files.read(Rows("r2", "d", "k", 1, 2, 2), (5, 3, 2))
+    np.testing.assert_array_equal(block[0], np.arange(30.0, 60).reshape(5, 3, 2))
+    for uid, words in (("r0", "one frame per event"), ("r1", "2 frames per event")):
+        with pytest.raises(FileRefused, match=f"{words}, the descriptor declares"):
+            list(files.read(Rows(uid, "d", "k", 0, 1, 1), (5, 3, 2)))
