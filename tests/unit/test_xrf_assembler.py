@@ -900,6 +900,40 @@ def test_stop_before_the_last_datums_takes_the_rows_from_the_file(tmp_path):
     assert any("no document announced" in line for line in late.meta["warnings"])
 
 
+def test_rows_that_no_document_announced_end_where_the_next_file_begins(tmp_path):
+    run = FlyRun(tmp_path)
+    run.write()
+    expected = final(run.assemble())
+    other = tmp_path / "next.h5"
+    with h5py.File(run.path, "a") as first, h5py.File(other, "w") as following:
+        for key, values in run.values.items():
+            following[f"entry/{key}"] = values[10:]
+            dataset: Any = first[f"entry/{key}"]
+            dataset[10:] = 77
+    again = [
+        resource | {"uid": f"{resource['uid']}-2", "uri": f"file://localhost{other}"}
+        for resource in run.resources
+    ]
+    # Of the first file the first line is announced, of the next one both of its lines.
+    moved = [
+        datum
+        | {
+            "stream_resource": f"{datum['stream_resource']}-2",
+            "indices": {end: n - 10 for end, n in datum["indices"].items()},
+            "seq_nums": {end: n + 1 for end, n in datum["indices"].items()},
+        }
+        for datum in run.datums[12:]
+    ]
+    documents = [("descriptor", run.descriptor)]
+    documents += [("stream_resource", doc) for doc in (*run.resources, *again)]
+    documents += [("stream_datum", doc) for doc in (*run.datums[:6], *moved)]
+    update = final(run.assemble(documents))
+    same(update, expected)
+    told = "\n".join(update.meta["warnings"])
+    assert "rows of a file beyond the first of the next file are left out" in told
+    assert "rows found in the file that no document announced" in told
+
+
 def test_an_aborted_fly_run_ends_with_its_rows(tmp_path):
     run = FlyRun(tmp_path)
     run.write(rows=2)
