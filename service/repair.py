@@ -25,6 +25,7 @@ Place = Callable[[str, Mapping[str, Any]], object]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 5.0
 _REMEMBERED = 1000
+_LONGEST_WHY = 500
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +83,7 @@ class Mending:
     found_stop: Mapping[str, Any] | None = None
     _tries: int = 0
     _trouble: str = ""
+    _unread: str = ""
     _lacking: Missing = field(default_factory=Missing)
 
 
@@ -214,6 +216,7 @@ class Repairs:
                     if name == "descriptor":
                         streams[doc["uid"]] = doc["name"]
                     place(name, doc)
+            mending._unread = "; ".join(f"{what}: {why}" for what, why in reader.left_out.items())
             return reader.ended
 
     def _left(self, mending: Mending, assembler: object | None) -> Missing:
@@ -237,6 +240,8 @@ class Repairs:
             self.counts["given up"] += 1
         elif mending.fetched or mending.complete:
             self.counts["runs"] += 1
+        if mending._unread:
+            words.append(f"{where} could not give {mending._unread[:_LONGEST_WHY]}")
         if isinstance(assembler, Gappy) and mending.complete:
             assembler.forget_waiting()
         self.counts["events"] += mending.fetched

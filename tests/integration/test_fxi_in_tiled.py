@@ -17,6 +17,7 @@ from inscan.callbacks.sources.tiled import run_documents
 from inscan.callbacks.sources.tiled_documents import RunReader
 from inscan.callbacks.updates import Update
 from inscan.profiles.fxi_documents import FXIPlan, FXIScan
+from inscan.service.repair import Catalog, Repairs
 from inscan.service.tiled_http import RAW
 from inscan.service.tiled_server import EmbeddedTiled
 
@@ -173,3 +174,21 @@ def test_a_run_that_grows_is_told_apart_at_its_end(runs: Any, folder: Path, plan
     stored += reader.news()
     assert reader.ended and stored[-1][0] == "stop"
     compare(assemble(stored, folder / "data"), live)
+
+
+def test_a_repair_says_which_keys_the_catalog_could_not_give(
+    runs: Any, folder: Path, tiled: EmbeddedTiled
+):
+    documents = in_one_file(folder)
+    write(runs, documents)
+    start, stop = documents[0][1], documents[-1][1]
+    assembler = open_assembler(start, [PROFILE], data_roots=[folder])
+    assembler("start", start)
+    repairs = Repairs(0.0)
+    repairs.use(Catalog(tiled.uri, tiled.api_key))
+    mending = repairs.fill(start["uid"], assembler, stop, gaps=True)
+    assert mending is not None
+    assert repairs.look(mending, assembler, assembler)
+    said = repairs.told(start["uid"])
+    assert "flat Andor_image: several streams share its file" in said
+    assembler("stop", stop)
