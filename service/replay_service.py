@@ -15,7 +15,9 @@ from inscan.callbacks.link import SERVICE_FILE
 from inscan.callbacks.profile import shipped_profiles
 from inscan.callbacks.request import NoServiceError, request
 from inscan.service.demo_service import DemoService, ServiceFailed
+from inscan.service.settings import Settings
 from inscan.service.show import TiledAccess, tiled_of
+from inscan.service.state_dir import StateDir
 
 __all__ = ["OwnService", "Through", "through"]
 
@@ -31,17 +33,23 @@ class OwnService(DemoService):
         The folder. The state directory is `out/state`; one that an earlier replay left there is taken up again.
     settings : mapping
         What is set besides addresses and the state directory.
+
+    Raises
+    ------
+    StateError
+        A service runs on that state directory.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        # Addresses that a killed service left would be taken for the new one's. Only who holds the lock may remove
+        # them: a service that runs on this folder must stay within reach.
+        StateDir(Settings(state_dir=out / "state")).close()
         super().__init__(out, "", out)
         file = out / _CONFIG
         written = yaml.safe_load(file.read_text(encoding="utf-8"))
         for name in ("profiles", "data_roots"):
             written.pop(name)
         file.write_text(yaml.safe_dump(written | settings, sort_keys=False), encoding="utf-8")
-        # Left by a service that was killed; waiting for it would find the dead one's addresses.
-        (self.state_dir / SERVICE_FILE).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

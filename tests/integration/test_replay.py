@@ -309,3 +309,13 @@ def test_wrong_words_are_refused_before_anything_is_sent(
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, ValueError | LookupError) and says in str(done.exception)
     assert len(request(live.state, "runs")["runs"]) == before
+
+
+def test_a_service_that_runs_keeps_its_folder(live: Live) -> None:
+    before = (live.state / "service.json").read_bytes()
+    command = ["replay", str(live.uids["step"]), "--state", str(live.state)]
+    done = CliRunner().invoke(app, [*command, "--out", str(live.state.parent)])
+    assert isinstance(done.exception, OSError)
+    assert "belongs to a running service" in str(done.exception)
+    assert (live.state / "service.json").read_bytes() == before
+    assert request(live.state, "status")
