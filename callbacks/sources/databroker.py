@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from bluesky_tiled_plugins import BlueskyRun
 from event_model import unpack_datum_page, unpack_event_page
+from tiled.client.container import DEFAULT_STRUCTURE_CLIENT_DISPATCH
 
 from inscan.callbacks.sources.decode import Arrays, DecodeError, check_document
 from inscan.callbacks.sources.interface import Document, SourceError, StoredRun
@@ -203,8 +205,19 @@ def _steps(broker: Any, items: Iterator[Any]) -> Iterator[Any]:
         yield item
 
 
-def _quiet() -> AbstractContextManager[Any]:
-    return warnings.catch_warnings(action="ignore")
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep in here what databroker warns of, and what it does to Tiled's client.
+
+    Its ``v2`` makes old-style runs the kind that every catalog of this process hands out from then on
+    (bluesky-tiled-plugins 2.0 changes a mapping that it has copied but shares).
+    """
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            yield
+        finally:
+            for kind in DEFAULT_STRUCTURE_CLIENT_DISPATCH.values():
+                kind.set("BlueskyRun", lambda: BlueskyRun)
 
 
 def _where(broker: Any) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiled.profiles
 import yaml
-from bluesky_tiled_plugins import TiledWriter
+from bluesky_tiled_plugins import BlueskyRun, TiledWriter
 from tiled.client import from_uri
+from tiled.client.container import DEFAULT_STRUCTURE_CLIENT_DISPATCH
 
 from inscan.callbacks.recording import Recording
 from inscan.callbacks.sources.databroker import (
@@ -205,3 +206,10 @@ def test_catalogs_that_are_not_there_are_named(profile: str) -> None:
     spoiled.unlink()
     with pytest.raises(LookupError, match="no run 'nosuchrun'"):
         find_runs(f"databroker:{profile}/nosuchrun")
+
+
+def test_a_broker_leaves_tileds_client_as_it_was(temp: Any, kept: list[Documents]) -> None:
+    assert len(list(broker_runs(temp))) == len(kept)
+    for kind in DEFAULT_STRUCTURE_CLIENT_DISPATCH.values():
+        # Old-style runs have their data elsewhere: no reader of results would find them.
+        assert kind["BlueskyRun"] is BlueskyRun
