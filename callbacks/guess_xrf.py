@@ -45,7 +45,7 @@ def guess_xrf(run: RunSummary, guess: ProfileGuess) -> None:
     source = "mcaroi" if windows and way[0] != "rows" else "spectrum"
     if windows and way[0] != "rows":
         guess.put(
-            f"{prefix}|mcaroi", windows.template, _numbered(windows) or "one key for each window"
+            f"{prefix}|mcaroi", windows.template, _numbered(windows) or "over channels and windows"
         )
     if spectra:
         family, shape = spectra
@@ -107,6 +107,11 @@ def _spectra(stream: StreamSummary) -> tuple[KeyFamily, tuple[int, ...]] | None:
 
 
 def _windows(stream: StreamSummary) -> KeyFamily | None:
+    # One array over channels and windows, as detectors that write files have them.
+    for key in stream.keys.values():
+        inner = tuple(n for n in key.shape if n > 1)
+        if _WINDOW.search(key.name) and 1 <= len(inner) <= 2 and max(inner) < _LEAST_BINS:
+            return families([key.name])[0]
     names = [k.name for k in stream.keys.values() if k.scalar and _WINDOW.search(k.name)]
     found = [family for family in families(names) if family.mcarois]
     # A sum over each window is called total; limits and sizes of windows are numbers, too.

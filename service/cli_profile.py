@@ -109,6 +109,11 @@ def new(
     path = out or Path(f"{name}.yaml")
     (stored,) = _stored(run, state, tiled)[:1]
     guess = guess_profile(_summary(stored), name)
+    section = str(guess.values["technique"])
+    if section not in guess.nested():
+        # A file that `profile check` could only refuse helps nobody.
+        why = next(one for one in guess.questions if one.startswith(f"{section}:"))
+        raise ValueError(f"run {stored.uid[:8]}: {why}")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(profile_text(guess, f"run {stored.uid} ({stored.where})"))

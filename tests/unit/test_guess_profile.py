@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 import yaml
 from event_model import compose_run
+from typer.testing import CliRunner
 
 from inscan.callbacks.explain import explain
 from inscan.callbacks.guess_profile import guess_profile
 from inscan.callbacks.profile import BeamlineProfile, load_profile
 from inscan.callbacks.profile_text import profile_text
 from inscan.callbacks.run_summary import summarise
+from inscan.callbacks.sources.files import write_documents
 from inscan.callbacks.updates import in_memory
+from inscan.profiles.bluesky_documents import Counts, fly_documents
+from inscan.profiles.bluesky_starts import grid
 from inscan.profiles.fxi_documents import FXIScan
 from inscan.profiles.srx_documents import SRXMap, fly, hf2dxrf, step
+from inscan.service.cli import app
 
 Documents = list[tuple[str, dict[str, Any]]]
 ROWS, COLS, CHANNELS = 3, 4, 2
@@ -129,6 +134,30 @@ def test_scans_of_a_real_beamline_give_profiles_that_map_them(
     found = explain(summarise(documents), lambda: documents, profile, in_memory)
     assert found.outcome == "understood", found
     assert "3 x 40 pixels, Fe_K; 2 detector channels; 120 of 120" in found.results[0]
+
+
+def test_a_fly_scan_without_events_gives_a_profile_that_maps_it(tmp_path: Path) -> None:
+    plan = grid((6, 8), (0.0, 5.0), (0.0, 7.0))
+    taken = Counts.drawn(plan.n)
+    documents = list(fly_documents(plan, taken, tmp_path, beamline_id="mine"))
+    profile = written(documents, tmp_path / "new.yaml")
+    assert profile.xrf is not None and profile.xrf.fly is not None
+    assert profile.xrf.fly.mcaroi == "xs_mcaroi"
+    found = explain(summarise(documents), lambda: documents, profile, in_memory)
+    assert found.outcome == "understood", found
+    assert "6 x 8 pixels, Ca_K, Fe_K, Zn_K; 2 detector channels; 48 of 48" in found.results[0]
+
+
+def test_a_run_without_a_detector_gives_no_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [(name, doc) for name, doc in step_scan() if name in ("start", "stop")]
+    write_documents(tmp_path / "run.jsonl", documents)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["profile", "new", "--from", "run.jsonl"])
+    assert isinstance(done.exception, ValueError)
+    assert "is it a fluorescence map?" in str(done.exception)
+    assert not (tmp_path / "my_beamline.yaml").exists()
 
 
 def test_the_key_that_does_not_fit_is_named_with_what_would(tmp_path: Path) -> None:
