@@ -39,6 +39,7 @@ Grace = Annotated[
 ]
 Parent = Annotated[int | None, typer.Option(help="end together with this process", hidden=True)]
 _QUIET_S, _GRACE_S = 4 * 3600.0, 8.0
+_NO_SERVICE = 3  # see inscan.service.cli
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -174,9 +175,14 @@ def _forward(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # A catalog is asked again and again: a line for each question would bury the others.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    stop = threading.Event()
+    stop, told_to = threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        told_to.set()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, end)
     if parent is not None:
         die_with_parent(parent, signal.SIGTERM)
 
@@ -202,6 +208,9 @@ def _forward(
             "forwarded again",
             err=True,
         )
+        # Who stops a forwarder knows that it has not finished; a source that ended by itself was to be handed over.
+        if not told_to.is_set():
+            raise typer.Exit(_NO_SERVICE)
 
 
 def _summary(label: str, counts: dict[str, Any]) -> str:

@@ -72,7 +72,8 @@ def test_without_a_service_documents_wait_for_the_next_time(
     run = documents()
     path = tmp_path / "run.msgpack"
     write_documents(path, run)
-    _, err = ended(forward("file", path, "--address", "tcp://127.0.0.1:9", "--grace", "1"))
+    alone = forward("file", path, "--address", "tcp://127.0.0.1:9", "--grace", "1")
+    _, err = ended(alone, status=3)
     assert "goes out when this source is forwarded again" in err
     (log,) = tmp_path.rglob("*.log")
     assert log.parent == log_folder(tmp_path, f"file {path}")
