@@ -41,6 +41,7 @@ class DatumFiles:
         self._specs = {**HDF5_LAYOUTS, **specs}
         self._described = tuple(specs)
         self._resources: dict[str, Mapping[str, Any]] = {}
+        self._refused: set[str] = set()
         self._datums: dict[str, Mapping[str, Any]] = {}
 
     def add_resource(self, doc: Mapping[str, Any]) -> None:
@@ -48,6 +49,14 @@ class DatumFiles:
 
         Of two of the same uid the first counts.
         """
+        try:
+            self._check(doc)
+        except FileRefused:
+            self._refused.add(str(doc["uid"]))
+            raise
+        self._resources.setdefault(doc["uid"], doc)
+
+    def _check(self, doc: Mapping[str, Any]) -> None:
         spec, uid = doc["spec"], doc["uid"]
         if not isinstance(uid, str) or not isinstance(doc["resource_path"], str):
             raise FileRefused(f"a resource of spec {spec!r:.40} without uid and resource_path")
@@ -58,7 +67,6 @@ class DatumFiles:
                 f" {', '.join(known_specs())}); describe it in datum_files"
             )
         self._files.roots.path(_path(doc), _semantics(doc))
-        self._resources.setdefault(uid, doc)
 
     def add_datum(self, doc: Mapping[str, Any]) -> None:
         """Take a datum document."""
@@ -84,7 +92,7 @@ class DatumFiles:
         Raises
         ------
         DatumUnknown
-            Its documents have not come.
+            Its documents have not come, or its file was refused.
         NotReadable
             Its file is not there yet.
         FileRefused
@@ -94,6 +102,10 @@ class DatumFiles:
         """
         datum = self._datums.get(datum_id)
         resource = None if datum is None else self._resources.get(datum["resource"])
+        if datum is not None and datum["resource"] in self._refused and resource is None:
+            raise DatumUnknown(
+                f"datum {datum_id!r}: its file is not read, see the reason given for it"
+            )
         if datum is None or resource is None:
             raise DatumUnknown(f"datum {datum_id!r}: its document or its resource has not come")
         wanted = datum["datum_kwargs"]

@@ -142,6 +142,7 @@ def test_files_of_datums_stay_within_the_data_roots(tmp_path):
     (update,) = assemble(start, docs, XRF, other)
     assert update.kind == "rejected"
     assert any("outside the data roots" in line for line in update.meta["warnings"])
+    assert not any("has not come" in line for line in update.meta["warnings"])
 
 
 def test_a_spec_that_the_profile_does_not_describe_is_said(tmp_path):
