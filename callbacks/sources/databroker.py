@@ -134,14 +134,15 @@ def stored_run(broker: Any, wanted: str | int) -> StoredRun:
     with _quiet():
         try:
             return _stored(broker, broker[key])
-        except (KeyError, ValueError) as error:
+        except (AttributeError, KeyError, ValueError) as error:
+            # AttributeError: something of that name is there, and is no run.
             raise LookupError(f"no run {text!r} in {_where(broker)}: {_said(error)}") from error
         except _FAILURES as error:
             raise SourceError(f"{_where(broker)} does not answer: {_said(error)}") from error
 
 
 def broker_runs(broker: Any) -> Iterator[StoredRun]:
-    """Yield all runs of a broker, the oldest first.
+    """Yield all runs of a broker, the oldest first; what else is in its catalog is left out.
 
     Raises
     ------
@@ -150,7 +151,12 @@ def broker_runs(broker: Any) -> Iterator[StoredRun]:
     """
     uids = _steps(broker, iter(broker.v2))
     for uid in uids:
-        yield stored_run(broker, uid)
+        try:
+            run = stored_run(broker, uid)
+        except LookupError as error:
+            _log.warning("left out: %s", error)
+            continue
+        yield run
 
 
 def _stored(broker: Any, header: Any) -> StoredRun:

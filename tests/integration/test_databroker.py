@@ -24,7 +24,7 @@ from inscan.callbacks.sources.databroker import (
 )
 from inscan.callbacks.sources.interface import SourceError
 from inscan.service.stored_runs import find_run, find_runs
-from inscan.service.tiled_http import RAW
+from inscan.service.tiled_http import RAW, TiledHTTP
 from inscan.service.tiled_server import EmbeddedTiled
 
 Documents = list[tuple[str, Any]]
@@ -182,6 +182,8 @@ def test_a_catalog_is_named_on_the_command_line(tiled: EmbeddedTiled, profile: s
             for part in ("data", "timestamps", "filled"):
                 doc[part].pop("image", None)
         writer(name, doc)
+    # Something that is no run, as people put beside runs.
+    client[RAW].create_container("notes", metadata={})
     client.context.http_client.close()
     uid = documents[0][1]["uid"]
     (found,) = find_runs(f"databroker:{profile}/{uid[:10]}")
@@ -194,6 +196,8 @@ def test_a_catalog_is_named_on_the_command_line(tiled: EmbeddedTiled, profile: s
         np.testing.assert_array_equal(counts, [np.full((2, 20), n) for n in range(3)])
         assert {one.dtype for one in counts} == {np.dtype("u2")}
     assert uid in [run.uid for run in databroker_runs(profile)]
+    with TiledHTTP(tiled.uri, tiled.api_key) as http:
+        http.delete(f"{RAW}/notes")
 
 
 def test_catalogs_that_are_not_there_are_named(profile: str) -> None:
