@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from inscan.callbacks.assembly import open_assembler
 from inscan.callbacks.guess_profile import guess_profile
-from inscan.callbacks.profile import BeamlineProfile, Present, agrees, matches, start_value
+from inscan.callbacks.profile import BeamlineProfile, Present, agrees, start_value
 from inscan.callbacks.run_summary import RunSummary
 from inscan.callbacks.updates import Allocate, NotUnderstood, Update
 
@@ -104,9 +104,9 @@ def explain(
         MatchRule(path, wanted, start_value(run.start, path))
         for path, wanted in profile.match.items()
     )
-    if not matches(profile, run.start):
-        failed = next((rule for rule in rules if not rule.ok), None)
-        return Explanation(profile.name, "no match", rules, str(failed or "match"))
+    failed = next((rule for rule in rules if not rule.ok), None)
+    if failed is not None:
+        return Explanation(profile.name, "no match", rules, str(failed))
     finals: list[Update] = []
     try:
         assembler = open_assembler(run.start, [profile], allocate, data_roots=data_roots)

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,6 @@ __all__ = ["BatchSummary", "ClusterError", "cluster", "process_batch"]
 
 _AHEAD = 2  # runs handed out for each worker thread: one at work, one waiting
 _RETRIES = 2  # of a run whose Tiled did not answer
-_POLL_S = 1.0
 _LOCAL = "local"
 
 
@@ -212,7 +211,7 @@ def _records_of(future: Any, uid: str) -> list[Record]:
 
 def _write_failures(records: Path, failures: Sequence[Record]) -> None:
     path = records.with_name(f"{records.stem}.failed{records.suffix}")
-    latest = {(one.run_uid, one.stream): replace(one) for one in failures}
+    latest = {(one.run_uid, one.stream): one for one in failures}
     path.write_text(
         "".join(json.dumps(asdict(one)) + "\n" for one in latest.values()), encoding="utf-8"
     )

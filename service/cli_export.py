@@ -8,8 +8,6 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-FORMATS = ("nexus", "maps", "pyxrf", "tiff")
-
 
 def add_to(app: typer.Typer) -> None:
     """Register the command of this module."""
@@ -52,13 +50,13 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Write the latest result of a run into files that other programs load."""
-    formats = list(dict.fromkeys(form or ["nexus"]))
-    for wrong in (name for name in formats if name not in FORMATS):
-        raise ValueError(f"no format {wrong!r}: --format takes {', '.join(FORMATS)}")
-    from inscan.service.export import export_run, proposal_folder
+    from inscan.service.export import FORMATS, export_run, proposal_folder
     from inscan.service.settings import load_settings
     from inscan.service.show import tiled_of
 
+    formats = list(dict.fromkeys(form or ["nexus"]))
+    for wrong in (name for name in formats if name not in FORMATS):
+        raise ValueError(f"no format {wrong!r}: --format takes {', '.join(FORMATS)}")
     settings = load_settings(config, state_dir=state)
     with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
         task = bar.add_task("export")

@@ -43,15 +43,13 @@ def rehearse_runs(
     """
     from inscan.callbacks.profile import load_profile, shipped_profiles
     from inscan.service.rehearsal import RehearsalError, RehearsalOptions, rehearse
-    from inscan.service.stored_runs import find_runs
+    from inscan.service.stored_runs import find_runs, named_run
 
     runs = find_runs(what, state=state, tiled=tiled)
     if run is not None:
-        runs = [
-            one for one in runs if one.uid.startswith(run) or str(one.start.get("scan_id")) == run
-        ]
+        runs = [named_run(runs, run, what)]
     if len(runs) != 1:
-        raise RehearsalError(f"{what} holds {len(runs)} such runs: name one with --run")
+        raise RehearsalError(f"{what} holds {len(runs)} runs: name one with --run")
     options = RehearsalOptions(
         profiles=tuple(load_profile(name) for name in profiles or shipped_profiles()),
         out=(out or Path(f"inscan-rehearsal-{time.strftime('%Y%m%d-%H%M%S')}")).resolve(),

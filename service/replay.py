@@ -33,7 +33,7 @@ from inscan.service.raw_writer import RawRunWriter
 from inscan.service.replay_compare import compare
 from inscan.service.replay_service import Through, through
 from inscan.service.show import TiledAccess, tiled_of
-from inscan.service.stored_runs import find_runs
+from inscan.service.stored_runs import find_runs, named_run
 
 __all__ = ["ReplayOptions", "replay"]
 
@@ -185,19 +185,7 @@ def replay(options: ReplayOptions, console: Console) -> dict[str, Any]:
 
 def _chosen(options: ReplayOptions) -> list[StoredRun]:
     runs = find_runs(options.what, state=options.state, tiled=options.tiled)
-    if options.run is None:
-        return runs
-    wanted = [
-        run
-        for run in runs
-        if run.uid.startswith(options.run) or str(run.start.get("scan_id")) == options.run
-    ]
-    if len(wanted) != 1:
-        some = ", ".join(run.uid[:8] for run in runs[:20])
-        raise LookupError(
-            f"--run {options.run}: {len(wanted)} runs of {options.what} are called that; it holds {some}"
-        )
-    return wanted
+    return runs if options.run is None else [named_run(runs, options.run, options.what)]
 
 
 def _who(run: StoredRun, options: ReplayOptions) -> Identity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from inscan.callbacks.sources.interface import Document, StoredRun
 from inscan.callbacks.sources.tiled import open_catalog, run_documents, stored_run, tiled_runs
 from inscan.service.show import TiledAccess, tiled_of
 
-__all__ = ["find_run", "find_runs", "open_runs", "runs_of_tiled"]
+__all__ = ["find_run", "find_runs", "named_run", "open_runs", "runs_of_tiled"]
 
 _DATABROKER = "databroker:"
 
@@ -89,6 +89,34 @@ def find_run(
         some = ", ".join(run.uid[:8] for run in runs[:5])
         raise LookupError(f"{what} holds {len(runs)} runs ({some}, ...): name one of them")
     return runs[0]
+
+
+def named_run(runs: Sequence[StoredRun], wanted: str, what: str) -> StoredRun:
+    """The one of several runs that a person names by uid, its first characters, or scan number.
+
+    Parameters
+    ----------
+    runs
+        As `find_runs` returns them for ``what``.
+    wanted
+        What ``--run`` says.
+    what
+        Where they come from, for the message.
+
+    Raises
+    ------
+    LookupError
+        None of them is called that, or several are.
+    """
+    found = [
+        run for run in runs if run.uid.startswith(wanted) or str(run.start.get("scan_id")) == wanted
+    ]
+    if len(found) != 1:
+        some = ", ".join(run.uid[:8] for run in runs[:20])
+        raise LookupError(
+            f"--run {wanted}: {len(found)} runs of {what} are called that; it holds {some}"
+        )
+    return found[0]
 
 
 def runs_of_tiled(
