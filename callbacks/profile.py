@@ -25,11 +25,11 @@ from inscan.callbacks.profile_sections import (
     Method,
     NotNegative,
     Part,
-    Rescan,
     Scalar,
     ServiceAddress,
 )
 from inscan.callbacks.references import Reference, read_references
+from inscan.callbacks.rescan_section import Rescan
 from inscan.callbacks.xrf_sections import XRF
 
 __all__ = [

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from inscan.callbacks.lines import EmissionLine
-from inscan.callbacks.units import convert
 
 __all__ = [
     "DatumFile",
@@ -18,9 +17,7 @@ __all__ = [
     "Part",
     "Positions",
     "References",
-    "Rescan",
     "ServiceAddress",
-    "SoftLimit",
     "TXM",
     "TXMStreams",
 ]
@@ -266,67 +263,3 @@ class Method(Part):
         if own:
             raise ValueError(f"{own[0]} is a key of method itself, not one of its parameters")
         return self
-
-
-class SoftLimit(Part):
-    """Range that a motor may be sent to."""
-
-    low: float
-    """Lowest position allowed."""
-    high: float
-    """Highest position allowed."""
-    units: str
-    """Units of both, e.g. ``um``."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> SoftLimit:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}")
-        return self
-
-    def in_units(self, units: str) -> tuple[float, float]:
-        """Return (low, high) in other units of length; ValueError when they do not convert."""
-        return convert(self.low, self.units, units), convert(self.high, self.units, units)
-
-
-class Rescan(Part):
-    """Whether, where and how finely places may be measured again. Every limit is per survey run."""
-
-    mode: Literal["off", "suggest", "approve", "auto"] = "suggest"
-    """``off``: nothing. ``suggest``: regions are shown. ``approve``: taken once a person agrees.
-    ``auto``: taken at once, within the limits."""
-    soft_limits: Mapping[str, SoftLimit] = {}
-    """Allowed range per motor. A motor that is not named here may not be moved at all."""
-    max_area: NotNegative = 0.0
-    """Largest area of all regions together, in um^2. 0: no rescan at all."""
-    max_time: NotNegative = 0.0
-    """Longest time of all regions together, in s. 0: no rescan at all."""
-    max_dose: Positive | None = None
-    """Largest exposure per area relative to the survey (dwell per area). null: not limited."""
-    max_regions: Annotated[int, Field(ge=0)] = 4
-    """Most regions that are proposed for a run. 0: none."""
-    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Step of the fine map in survey steps. 1: the survey's step."""
-    dwell_factor: Positive = 1.0
-    """Dwell of the fine map in survey dwells. 1: the survey's dwell."""
-    margin: NotNegative = 1.0
-    """Survey pixels added around a region on each side. 0: none."""
-    row_overhead: NotNegative = 0.0
-    """Time per row beyond the dwell (turnaround, settling), in s. 0: none."""
-    region_overhead: NotNegative = 0.0
-    """Time per region beyond its rows (moving there, staging), in s. 0: none."""
-    targets: tuple[Literal["spots", "doubt"], ...] = ("spots",)
-    """What is worth measuring again, the most wanted first. ``spots``: places that stand out from
-    their surroundings in the counts. ``doubt``: places where the result is not to be trusted."""
-    elements: tuple[str, ...] = ()
-    """Lines whose spots are looked for, e.g. ``[Fe_K, Zn_K]``; those that a run does not have are passed
-    over. Empty, or none of them in the run: places unlike the rest of the map in any element."""
-    scale: Positive = 1.5
-    """Expected radius of a spot in survey pixels."""
-    min_score: Positive = 8.0
-    """Least log-likelihood ratio of a region against background."""
-
-    @field_validator("elements")
-    @classmethod
-    def _known(cls, elements: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(EmissionLine.parse(name).name for name in elements)

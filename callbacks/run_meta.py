@@ -10,7 +10,7 @@ import numpy as np
 
 from inscan.callbacks.profile import BeamlineProfile, start_value
 
-__all__ = ["number_at", "plain", "run_meta"]
+__all__ = ["looked_for", "number_at", "plain", "run_meta"]
 
 # Who may see the raw run may see what is made of it; and how runs belong together.
 _COPIED = (
@@ -26,6 +26,17 @@ _COPIED = (
     "region",
     "replay_of",
 )
+_LOOKED_FOR = {
+    "targets",
+    "elements",
+    "together",
+    "scale",
+    "max_regions",
+    "min_score",
+    "precision",
+    "energies",
+}
+_MOST_LINES = 100
 
 
 def run_meta(start: Mapping[str, Any], profile: BeamlineProfile, stream: str) -> dict[str, Any]:
@@ -39,8 +50,26 @@ def run_meta(start: Mapping[str, Any], profile: BeamlineProfile, stream: str) ->
         "start_time": plain(start.get("time")),
         "stream": stream,
         "dwell": None if dwell is None else number_at(start, dwell),
+        "rescan": looked_for(start, profile),
         **{key: plain(start[key]) for key in _COPIED if key in start},
     }
+
+
+def looked_for(start: Mapping[str, Any], profile: BeamlineProfile) -> dict[str, Any]:
+    """Return how places worth measuring again are looked for; limits are the service's matter.
+
+    A survey may ask for a precision of its own: ``{"inscan": {"precision": {"Fe_K": 0.1}}}`` in its start document.
+    What it asks for that is no share of a line's value is left out.
+    """
+    wanted = profile.rescan.model_dump(mode="json", include=_LOOKED_FOR)
+    asked = start_value(start, "inscan.precision")
+    if isinstance(asked, Mapping):
+        own: dict[str, float] = {}
+        for name, share in list(asked.items())[:_MOST_LINES]:
+            if isinstance(share, int | float) and not isinstance(share, bool) and 0 < share <= 1:
+                own[str(name)] = float(share)
+        wanted["precision"] = own
+    return wanted
 
 
 def number_at(start: Mapping[str, Any], path: str) -> float | None:

@@ -364,10 +364,6 @@ class XRFMap:
             "source": self._xrf.elements.source,
             "incident_energy_ev": self._incident_ev,
             "series": series_of(self._start, self._profile.name, geometry, self._incident_ev),
-            # How places worth measuring again are looked for; limits are the service's matter.
-            "rescan": self._profile.rescan.model_dump(
-                mode="json", include={"targets", "elements", "scale", "max_regions", "min_score"}
-            ),
         }
         if layout is not None:
             meta |= {

@@ -32,6 +32,7 @@ SPECS = {
     "superres": "XRFSuperResolvedMap",
     "subspace": "XANESDenoisedStack",
     "spectral": "XRFDenoisedSpectra",
+    "composite": "InscanComposite",
 }
 FAILED_SPEC = "InscanFailure"
 _DIMS = {"row": "y", "col": "x"}

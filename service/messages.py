@@ -18,7 +18,7 @@ second run."""
 MAX_ARRAY_BYTES = 1 << 38
 """No array of a job may claim more (256 GiB): refused before anything is allocated."""
 
-Recipe = Literal["n2n", "subspace", "superres", "spectral"]
+Recipe = Literal["n2n", "subspace", "superres", "spectral", "composite"]
 Kind = Literal["snapshot", "final"]
 
 

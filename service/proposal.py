@@ -45,19 +45,40 @@ class FineRegion:
         Rows and columns.
     extents : ((float, float), (float, float))
         Centres of the first and last pixel, slow axis first, in motor units.
+    step : (float, float)
+        Slow and fast step, in motor units.
+    dwell : float
+        Seconds per pixel.
     time_s : float
         Predicted duration.
+    exposure_s : float
+        Dwell of all pixels.
     area_um2 : float
     dose : float
         Exposure per area relative to the survey's.
+    target : str
+        What was looked for: a word of the profile's `rescan.targets`, or `like` where a person chose.
+    information : float
+        Expected gain, in nats (`inscan.service.rescan_worth`).
+    worth : float
+        Expected information per second, lowered by the dose: what regions are ranked by.
+    predicted : mapping
+        What the fine map is expected to give, to be compared afterwards.
     """
 
     region: RegionOfInterest
     shape: tuple[int, int]
     extents: tuple[tuple[float, float], tuple[float, float]]
+    step: tuple[float, float]
+    dwell: float
     time_s: float
+    exposure_s: float
     area_um2: float
     dose: float
+    target: str = "spots"
+    information: float = 0.0
+    worth: float = 0.0
+    predicted: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The region's own mapping, and the scan beside it."""
@@ -65,9 +86,16 @@ class FineRegion:
             **self.region.to_dict(),
             "shape": list(self.shape),
             "extents": [list(axis) for axis in self.extents],
+            "step": list(self.step),
+            "dwell": self.dwell,
             "time_s": self.time_s,
+            "exposure_s": self.exposure_s,
             "area_um2": self.area_um2,
             "dose": self.dose,
+            "target": self.target,
+            "information": self.information,
+            "worth": self.worth,
+            "predicted": dict(self.predicted),
         }
 
 

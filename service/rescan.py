@@ -12,7 +12,7 @@ from typing import Any
 
 from inscan.callbacks.geometry import RegionOfInterest, ScanGeometry, region_from_box
 from inscan.callbacks.profile import BeamlineProfile, start_value
-from inscan.callbacks.profile_sections import Rescan
+from inscan.callbacks.rescan_section import Rescan
 from inscan.callbacks.units import scale
 from inscan.service.messages import NAMESPACE, InferenceJob, InferenceResult, derived_uid
 from inscan.service.proposal import FineRegion, Mode, Refusal, RescanProposal
@@ -250,7 +250,14 @@ def _fine(plan: _Plan, region: RegionOfInterest) -> FineRegion:
         region=region,
         shape=(rows, cols),
         extents=(slow, fast),
-        time_s=rules.region_overhead + rows * (rules.row_overhead + cols * plan.dwell),
+        step=(
+            (region.slow_range[1] - region.slow_range[0]) / rows,
+            (region.fast_range[1] - region.fast_range[0]) / cols,
+        ),
+        dwell=plan.dwell,
+        time_s=rules.region_overhead
+        + rows * (rules.row_overhead + cols * (rules.point_overhead + plan.dwell)),
+        exposure_s=rows * cols * plan.dwell,
         area_um2=region.area * plan.um[0] * plan.um[1],
         dose=rows * cols * plan.dwell / region.area / plan.survey_exposure,
     )

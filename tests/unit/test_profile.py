@@ -15,7 +15,7 @@ from inscan.callbacks.profile import (
     profile_schema,
     shipped_profiles,
 )
-from inscan.callbacks.profile_sections import Rescan, SoftLimit
+from inscan.callbacks.rescan_section import Rescan, SoftLimit
 from inscan.callbacks.units import convert, scale
 from inscan.profiles.xanes_standards import STANDARDS, absorption
 
@@ -101,7 +101,7 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(tmp_path, path, key,
         ("method", {"name": "n2n", "parameters": {"fit_steps": 5}}, "a key of method itself"),
         ("method", {"name": "spectral", "weights": "a.safetensors"}, "weights are for"),
         ("method.fit_from", "yesterday", "'last_run' or 'shipped'"),
-        ("rescan.targets", ["holes"], "'spots' or 'doubt'"),
+        ("rescan.targets", ["holes"], "'spots', 'doubt', 'chemistry' or 'precision'"),
         ("folder", "/tmp", "unknown key 'folder'"),
     ],
 )

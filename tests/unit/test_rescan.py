@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inscan.callbacks.geometry import ScanGeometry
 from inscan.callbacks.profile import BeamlineProfile, load_profile
-from inscan.callbacks.profile_sections import Rescan, SoftLimit
+from inscan.callbacks.rescan_section import Rescan, SoftLimit
 from inscan.service.journal import Journal
 from inscan.service.messages import InferenceJob, InferenceResult, job_key
 from inscan.service.proposal import RescanProposal

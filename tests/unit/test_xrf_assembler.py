@@ -199,9 +199,12 @@ def test_every_pixel_is_where_it_was_measured(snaking):
     assert meta["rescan"] == {
         "targets": list(rules.targets),
         "elements": list(rules.elements),
+        "together": [],
         "scale": rules.scale,
         "max_regions": rules.max_regions,
         "min_score": rules.min_score,
+        "precision": {},
+        "energies": None,
     }
     assert [array.dtype for array in arrays.values()] == [
         np.float32, np.float32, np.dtype(bool), np.float64
