@@ -117,6 +117,16 @@ class RescanProposal:
         Regions that were found and are not proposed.
     context : mapping
         State of the beamline in the survey's start document.
+    kind : str
+        `map`: its regions are measured finely. `energies`: these energies are added to a stack.
+    survey_uid : str
+        The survey that all of it began with; empty: `run_uid`. A later round's `run_uid` is a composite's.
+    round : int
+        1 for what the survey itself gave rise to.
+    energies_ev : tuple of float
+        Energies to add, eV.
+    exposure_factor : float
+        Exposure of a frame at these energies, in the survey's.
     """
 
     id: str
@@ -133,6 +143,11 @@ class RescanProposal:
     dwell: float = 0.0
     dose: float = 0.0
     context: Mapping[str, Any] = field(default_factory=dict)
+    kind: Literal["map", "energies"] = "map"
+    survey_uid: str = ""
+    round: int = 1
+    energies_ev: tuple[float, ...] = ()
+    exposure_factor: float = 1.0
 
     @property
     def time_s(self) -> float:
@@ -164,4 +179,9 @@ class RescanProposal:
             "time_s": self.time_s,
             "area_um2": self.area_um2,
             "context": dict(self.context),
+            "kind": self.kind,
+            "survey_uid": self.survey_uid or self.run_uid,
+            "round": self.round,
+            "energies_ev": list(self.energies_ev),
+            "exposure_factor": self.exposure_factor,
         }
