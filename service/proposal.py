@@ -127,6 +127,14 @@ class RescanProposal:
         Energies to add, eV.
     exposure_factor : float
         Exposure of a frame at these energies, in the survey's.
+    follow_drift : bool
+        Whether each fine map is found in the survey again before the next region is measured.
+    max_shift : (float, float)
+        Largest drift that is followed, slow and fast, in motor units.
+    margin : (float, float)
+        Added around each region on each side, in motor units: a drift beyond it misses the region.
+    retries : int
+        How often a region may be taken again.
     """
 
     id: str
@@ -148,6 +156,10 @@ class RescanProposal:
     round: int = 1
     energies_ev: tuple[float, ...] = ()
     exposure_factor: float = 1.0
+    follow_drift: bool = False
+    max_shift: tuple[float, float] = (0.0, 0.0)
+    margin: tuple[float, float] = (0.0, 0.0)
+    retries: int = 0
 
     @property
     def time_s(self) -> float:
@@ -184,4 +196,8 @@ class RescanProposal:
             "round": self.round,
             "energies_ev": list(self.energies_ev),
             "exposure_factor": self.exposure_factor,
+            "follow_drift": self.follow_drift,
+            "max_shift": list(self.max_shift),
+            "margin": list(self.margin),
+            "retries": self.retries,
         }

@@ -100,6 +100,7 @@ def propose(
         "step": plan.step,
         "dwell": plan.dwell,
         "dose": max((one.dose for one in kept), default=0.0),
+        **_following(geometry, rules),
     }
     if not kept:
         return _refused(base, dropped[0], **described)
@@ -113,6 +114,17 @@ def propose(
         reason += "; mode auto: no approval needed"
     state = "approved" if mode == "auto" else "suggested"
     return replace(base, state=state, reason=reason, regions=tuple(kept), **described)
+
+
+def _following(geometry: ScanGeometry, rules: Rescan) -> dict[str, Any]:
+    """What a plan needs to know to follow a drift, in motor units."""
+    pixel = (abs(geometry.slow_step), abs(geometry.fast_step))
+    return {
+        "follow_drift": rules.follow_drift,
+        "max_shift": (rules.max_shift * pixel[0], rules.max_shift * pixel[1]),
+        "margin": (rules.margin * pixel[0], rules.margin * pixel[1]),
+        "retries": rules.retries,
+    }
 
 
 def context_of(start: Mapping[str, Any]) -> dict[str, Any]:
