@@ -362,12 +362,60 @@ class Journal:
         with self._file.transaction() as c:
             return journal_rows.set_proposal(c, proposal_id, state, who, reason, expected)
 
-    def proposals(
-        self, run_uid: str | None = None, state: str | None = None
-    ) -> list[dict[str, Any]]:
-        """Proposals with their present `state`, `who`, `reason` and `history`, oldest first."""
+    def note_proposal(
+        self, proposal_id: str, kind: str, name: str, body: dict[str, Any], at: float
+    ) -> bool:
+        """Keep a note on a proposal (`journal_rows.NOTES`, or `heard`); whether there was none of that kind and name.
+
+        Raises
+        ------
+        LookupError
+            When there is no such proposal.
+        """
         with self._file.transaction() as c:
-            return journal_rows.proposals(c, run_uid, state)
+            return journal_rows.note_proposal(c, proposal_id, kind, name, body, at)
+
+    def proposals(
+        self,
+        run_uid: str | None = None,
+        state: str | None = None,
+        *,
+        survey_uid: str | None = None,
+        prefix: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """Proposals with their present `state`, `who`, `reason` and `history`, oldest first.
+
+        Each has besides `attempts` (how often it was begun), `begun` and `covered` (regions that were about to be
+        measured, and that were), `fine_uids`, `measured` (records of predicted and measured) and `heard` (time of the
+        last note).
+
+        Parameters
+        ----------
+        survey_uid : str or None
+            Of one survey and its composites.
+        prefix : str or None
+            Whose ids begin so.
+        """
+        with self._file.transaction() as c:
+            return journal_rows.proposals(
+                c, run_uid=run_uid, state=state, survey_uid=survey_uid, prefix=prefix
+            )
+
+    def baseline(self, run_uid: str) -> dict[str, Any]:
+        """Readings of a run's stream `baseline` that its latest job carries; empty where there are none."""
+        rows = self._file.rows(
+            "SELECT json_extract(job, '$.meta.baseline') FROM jobs WHERE run_uid = ?"
+            " ORDER BY seq DESC LIMIT 1",
+            (run_uid,),
+        )
+        return json.loads(rows[0][0]) if rows and rows[0][0] else {}
+
+    def report(self, key: str) -> dict[str, Any]:
+        """Report of a job's result; empty while there is none."""
+        rows = self._file.rows("SELECT result FROM jobs WHERE key = ?", (key,))
+        if not rows or not rows[0][0]:
+            return {}
+        return InferenceResult.model_validate_json(rows[0][0]).report
 
     def status(self) -> dict[str, dict[str, int]]:
         """How many runs, jobs and proposals are in which state."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 
 TABLES = """
 CREATE TABLE boot (id TEXT NOT NULL);
@@ -31,6 +31,17 @@ CREATE TABLE proposals (
 CREATE TABLE proposal_history (
   id TEXT NOT NULL, state TEXT NOT NULL, who TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL);
 """
+TABLES_2 = """
+ALTER TABLE proposals ADD COLUMN survey_uid TEXT NOT NULL DEFAULT '';
+UPDATE proposals SET survey_uid = run_uid;
+CREATE INDEX proposals_by_survey ON proposals (survey_uid);
+CREATE INDEX proposals_by_state ON proposals (state);
+CREATE INDEX proposal_history_by_id ON proposal_history (id);
+CREATE TABLE proposal_notes (
+  id TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL, at REAL NOT NULL,
+  PRIMARY KEY (id, kind, name));
+"""
+"""What version 2 adds: rescans that belong to one survey, and notes of what became of each region."""
 
 
 class JournalError(OSError):
@@ -117,7 +128,18 @@ def _bring_to_version(connection: sqlite3.Connection, path: Path) -> None:
         )
     if version == VERSION:
         return
-    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    if tables:
-        raise JournalError(f"{path} is an SQLite file of something else: tables {tables}")
-    connection.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+    parts = [TABLES_2]
+    if version == 0:
+        tables = connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table'"
+        ).fetchall()
+        if tables:
+            raise JournalError(f"{path} is an SQLite file of something else: tables {tables}")
+        parts = [TABLES, TABLES_2]
+    script = f"BEGIN; {' '.join(parts)} PRAGMA user_version = {VERSION}; COMMIT;"
+    try:
+        connection.executescript(script)
+    except sqlite3.Error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -13,6 +13,9 @@ JOBS = (
     " FROM jobs LEFT JOIN runs ON runs.run_uid = jobs.run_uid"
 )
 _ENDED = ("committed", "failed")
+NOTES = ("begun", "covered", "run", "measured")
+"""Kinds of notes on a proposal: a region was about to be measured; it was measured; a fine run began; what a region
+was to give and gave."""
 _PROPOSALS = "SELECT id, run_uid, body, state, who, reason, created, updated FROM proposals"
 
 
@@ -142,9 +145,12 @@ def add_proposal(c: sqlite3.Connection, proposal: dict[str, Any]) -> bool:
         reason,
         now,
         now,
+        proposal.get("survey_uid") or proposal["run_uid"],
     )
     if not c.execute(
-        "INSERT OR IGNORE INTO proposals VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row
+        "INSERT OR IGNORE INTO proposals (id, run_uid, body, state, who, reason, created, updated,"
+        " survey_uid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        row,
     ).rowcount:
         return False
     _remember(c, proposal["id"], proposal["state"], who, reason)
@@ -173,15 +179,43 @@ def set_proposal(
     return True
 
 
-def proposals(
-    c: sqlite3.Connection, run_uid: str | None, state: str | None
-) -> list[dict[str, Any]]:
-    """Proposals of a run or state, each with its history."""
-    rows = c.execute(
-        f"{_PROPOSALS} WHERE (? IS NULL OR run_uid = ?) AND (? IS NULL OR state = ?) ORDER BY "
-        "created, id",
-        (run_uid, run_uid, state, state),
-    ).fetchall()
+def note_proposal(
+    c: sqlite3.Connection,
+    proposal_id: str,
+    kind: str,
+    name: str,
+    body: dict[str, Any],
+    at: float,
+) -> bool:
+    """Keep a note on a proposal, instead of one of the same kind and name; whether there was none."""
+    if c.execute("SELECT 1 FROM proposals WHERE id = ?", (proposal_id,)).fetchone() is None:
+        raise LookupError(f"no proposal {proposal_id!r}; `inscan proposals` lists them")
+    known = c.execute(
+        "SELECT 1 FROM proposal_notes WHERE id = ? AND kind = ? AND name = ?",
+        (proposal_id, kind, name),
+    ).fetchone()
+    c.execute(
+        "INSERT INTO proposal_notes VALUES (?, ?, ?, ?, ?) ON CONFLICT (id, kind, name)"
+        " DO UPDATE SET body = excluded.body, at = excluded.at",
+        (proposal_id, kind, name, json.dumps(body), at),
+    )
+    return known is None
+
+
+def proposals(c: sqlite3.Connection, **wanted: str | None) -> list[dict[str, Any]]:
+    """Proposals whose columns are what is wanted (None: anything), each with its history and notes.
+
+    `prefix` is the beginning of an id.
+    """
+    prefix = wanted.pop("prefix", None)
+    given = {name: value for name, value in wanted.items() if value is not None}
+    where = [f"{name} = ?" for name in given]
+    values: list[str] = list(given.values())
+    if prefix is not None:
+        where.append("substr(id, 1, ?) = ?")
+        values += [str(len(prefix)), prefix]
+    condition = f"WHERE {' AND '.join(where)}" if where else ""
+    rows = c.execute(f"{_PROPOSALS} {condition} ORDER BY created, id", values).fetchall()
     return [_proposal(c, row) for row in rows]
 
 
@@ -191,7 +225,33 @@ def _proposal(c: sqlite3.Connection, row: tuple[Any, ...]) -> dict[str, Any]:
     ).fetchall()
     now = {"state": row[3], "who": row[4], "reason": row[5], "created": row[6], "updated": row[7]}
     steps = [dict(zip(("state", "who", "reason", "at"), step, strict=True)) for step in history]
-    return {**json.loads(row[2]), **now, "history": steps}
+    return {
+        **json.loads(row[2]),
+        **now,
+        "history": steps,
+        "attempts": sum(step["state"] == "running" for step in steps),
+        **_notes(c, row[0]),
+    }
+
+
+def _notes(c: sqlite3.Connection, proposal_id: str) -> dict[str, Any]:
+    """What became of a proposal's regions, each kind in the order in which it was noted first."""
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in NOTES}
+    heard = 0.0
+    for kind, name, body, at in c.execute(
+        "SELECT kind, name, body, at FROM proposal_notes WHERE id = ? ORDER BY rowid",
+        (proposal_id,),
+    ):
+        heard = max(heard, at)
+        if kind in found:
+            found[kind].append({**json.loads(body), "name": name, "at": at})
+    return {
+        "begun": found["begun"],
+        "covered": [one["name"] for one in found["covered"]],
+        "fine_uids": [one["name"] for one in found["run"]],
+        "measured": found["measured"],
+        "heard": heard,
+    }
 
 
 def _remember(c: sqlite3.Connection, proposal_id: str, state: str, who: str, reason: str) -> None:
