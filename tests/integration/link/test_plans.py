@@ -10,7 +10,7 @@ from bluesky import RunEngine
 from bluesky.utils import FailedStatus, RunEngineInterrupted
 from ophyd.sim import SynAxis, SynGauss
 
-from inscan.callbacks import plans
+from inscan.callbacks import plan_waiting
 from inscan.callbacks.devices import RoiDevice
 from inscan.callbacks.plans import OutcomeTimeout, coarse_to_fine, wait_for_outcome
 from inscan.service.mailbox import Outcome
@@ -28,8 +28,8 @@ _PROPOSAL = {"id": "p1", "state": "approved", "step": 0.1, "regions": [_REGION]}
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(plans, "_SLICE", 0.1)
-    monkeypatch.setattr(plans, "_CONFIRM_TIMEOUT", 0.6)
+    monkeypatch.setattr(plan_waiting, "SLICE", 0.1)
+    monkeypatch.setattr(plan_waiting, "ANSWER", 0.6)
 
 
 class Beamline:
@@ -238,11 +238,12 @@ def test_survey_then_fine_scans_of_what_is_approved(connected, beamline, store):
     updates = [fields for op, fields in store.requests if op == "rescan_update"]
     assert connection.close()
     updates = [fields for op, fields in store.requests if op == "rescan_update"]
-    assert [(u["proposal"], u["state"], u["runs"]) for u in updates] == [
-        ("p1", "running", []),
-        ("p1", "done", result.fine_uids),
+    assert [(u["proposal"], u["state"], u["runs"], u.get("region")) for u in updates] == [
+        ("p1", "running", [], "A"),
+        ("p1", "running", result.fine_uids[:1], "B"),
+        ("p1", "done", result.fine_uids, None),
     ]
-    assert updates[0]["execution"] == updates[1]["execution"]
+    assert len({update["execution"] for update in updates}) == 1
 
 
 def run_coarse_to_fine(
@@ -401,9 +402,9 @@ def test_an_aborted_fine_scan_is_reported(connected, beamline, store):
     beamline.engine.abort()
     assert connection.close()
     updates = [fields for _, fields in store.requests]
-    assert [u["state"] for u in updates] == ["running", "refused"]
+    assert [u["state"] for u in updates] == ["running", "failed"]
     assert updates[1]["runs"] == [beamline.fine_starts[0]["uid"]]
-    assert "failed" in updates[1]["reason"] or "stopped" in updates[1]["reason"]
+    assert updates[1]["reason"] == "the plan was stopped (RequestAbort)"
     assert beamline.stops[-1]["exit_status"] == "abort"
 
 

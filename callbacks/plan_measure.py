@@ -1,0 +1,298 @@
+"""Measure a proposal: each region is checked and confirmed right before it, a drift is followed, failures are told."""
+
+import logging
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
+from bluesky.utils import FailedStatus, Msg, MsgGenerator
+
+from inscan.callbacks.connection import Connection
+from inscan.callbacks.plan_checks import Check, Context, read_checks, read_context
+from inscan.callbacks.plan_drift import Drift
+from inscan.callbacks.plan_execution import Execution, executing
+from inscan.callbacks.plan_waiting import STOPPING, NoAnswer, ask
+
+__all__ = [
+    "APPROVED",
+    "FinePlan",
+    "Measured",
+    "marked",
+    "measure_proposal",
+    "noting_runs",
+    "suspended",
+]
+
+logger = logging.getLogger(__name__)
+
+FinePlan = Callable[[dict[str, Any], dict[str, Any]], MsgGenerator[Any]]
+"""(region, proposal) -> plan of one fine scan."""
+APPROVED = ("approved", "auto", "queued")
+_MOST_RETRIES = 5
+_FAILURES = (FailedStatus, TimeoutError)
+"""What a device that failed raises in a plan; anything else is a defect, or somebody stops the plan."""
+
+
+@dataclass
+class Measured:
+    """What `measure_proposal` did.
+
+    Attributes
+    ----------
+    proposal : str
+        Its id.
+    state : str
+        ``done``; ``failed`` when it ended early; ``refused`` when nothing was measured.
+    reason : str
+        Why it is not done, or why not all of it.
+    runs : list of str
+        Fine runs, failed ones too.
+    regions : dict of str to str
+        Label of each region that was measured, and its (last) run.
+    shift : (float, float) or None
+        Drift against the survey that was followed last, slow and fast, in motor units.
+    outcome : dict or None
+        What became of the composite of survey and fine runs, where it was waited for.
+    notes : list of str
+        What was not done and why, in sentences.
+    """
+
+    proposal: str
+    state: str = "refused"
+    reason: str = ""
+    runs: list[str] = field(default_factory=list)
+    regions: dict[str, str] = field(default_factory=dict)
+    shift: tuple[float, float] | None = None
+    outcome: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def measure_proposal(
+    connection: Connection,
+    proposal: str | Mapping[str, Any],
+    fine_plan: FinePlan,
+    *,
+    checks: Sequence[Check] = (),
+    suspenders: Sequence[Any] = (),
+    context: Context | None = None,
+    timeout: float = 600.0,
+    composite: bool = False,
+    max_regions: int | None = None,
+    unless: Callable[[dict[str, Any]], str] | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Generator[Msg, Any, Measured]:
+    """Measure the regions of one approved proposal, each confirmed with the service right before it.
+
+    Parameters
+    ----------
+    connection : Connection
+        The one subscribed to this RunEngine.
+    proposal : str or mapping
+        Id of a proposal, which the service is then asked for, or the proposal itself as an outcome has it.
+    fine_plan : callable
+        (region, proposal) -> plan of one fine scan. ``region`` has ``slow_range`` and ``fast_range`` in motor
+        units (moved by the drift that is followed, also given as ``shift``), ``step`` and ``dwell``;
+        ``proposal`` is the whole proposal. Its runs get ``purpose``, ``parent_uid``, ``proposal`` (id) and
+        ``region`` (label) in their start documents.
+    checks : sequence of Check
+        Read before each region; one that does not hold ends the proposal.
+    suspenders : sequence of bluesky suspenders
+        Installed while a fine plan runs, and only then.
+    context : callable or mapping, optional
+        The present state of the beamline, told to the service before each region: a function that returns
+        dotted paths of start documents (for example ``{"scan.energy": 12.0}``), or devices to be read by such
+        names. The service refuses when it is not the state in which the proposal was made.
+    timeout : float
+        Seconds to wait for the composite of survey and fine runs, where the drift is followed.
+    composite : bool
+        Wait for the composite of all runs at the end, too.
+    max_regions : int, optional
+        Most regions to measure; the service's own limit holds besides.
+    unless : callable, optional
+        Asked before each region; a text says why it and the following are not measured.
+    report : callable, optional
+        Gets one sentence at each step; by default they go to the log.
+
+    Returns
+    -------
+    Measured
+        What was done. A refusal, a missing answer and a device that failed are in it, not raised.
+
+    Raises
+    ------
+    Exception
+        Whatever else a fine plan raises; the service is told before.
+    """
+    tell = report if report is not None else logger.info
+    done = Measured(proposal if isinstance(proposal, str) else str(proposal.get("id")))
+
+    def note(text: str) -> None:
+        done.notes.append(text)
+        tell(text)
+
+    if isinstance(proposal, str):
+        try:
+            answer = yield from ask(connection, "proposal", proposal=proposal)
+        except NoAnswer as error:
+            answer = {"ok": False, "reason": str(error)}
+        found: Any = answer.get("proposal")
+        if not answer.get("ok") or not isinstance(found, Mapping):
+            done.reason = str(answer.get("reason") or "the service does not know it")
+            note(f"Proposal {proposal} is not measured: {done.reason}")
+            return done
+        proposal = found
+    proposal = dict(proposal)
+    done.proposal = str(proposal["id"])
+    if proposal.get("kind", "map") != "map":
+        done.reason = f"it is of kind {proposal['kind']}, which has no regions to map"
+    elif proposal.get("state") not in APPROVED:
+        done.reason = f"{proposal.get('state')}, {proposal.get('reason') or 'not approved'}"
+    if done.reason:
+        note(f"Proposal {done.proposal} is not measured: {done.reason}")
+        return done
+    regions: list[dict[str, Any]] = [dict(region) for region in proposal.get("regions") or ()]
+    if max_regions is not None and len(regions) > max_regions:
+        note(f"Only {max_regions} of {len(regions)} regions are measured (max_regions)")
+        regions = regions[:max_regions]
+    if not regions:
+        done.reason = "it has no region to be measured"
+        note(f"Proposal {done.proposal} is not measured: {done.reason}")
+        return done
+    drift = Drift(connection, proposal, timeout, composite)
+    with executing(connection, done.proposal) as execution:
+        done.runs = execution.runs
+        one = _Proposal(
+            execution, proposal, fine_plan, checks, suspenders, context, drift, done, note, tell
+        )
+        ended = ""
+        for number, region in enumerate(regions, 1):
+            ended = "" if unless is None else unless(region)
+            if ended:
+                # Somebody's wish, not a failure: what was measured is all that was to be.
+                execution.complete = bool(execution.runs)
+                break
+            ended = yield from one.region(region, number == len(regions))
+            if ended:
+                break
+        execution.complete = execution.complete or not ended
+        execution.reason = ended
+        done.state, done.reason, done.shift = execution.state, ended, drift.shift
+        done.outcome = drift.outcome
+    if ended:
+        if execution.runs:
+            count = f"{len(done.regions)} of {len(regions)} regions"
+            note(f"Proposal {done.proposal} ends after {count}: {ended}")
+        else:
+            note(f"Proposal {done.proposal} is not measured: {ended}")
+    else:
+        tell(f"Proposal {done.proposal} done: {len(execution.runs)} fine runs")
+    return done
+
+
+@dataclass
+class _Proposal:
+    """A proposal that is being measured."""
+
+    execution: Execution
+    proposal: dict[str, Any]
+    fine_plan: FinePlan
+    checks: Sequence[Check]
+    suspenders: Sequence[Any]
+    context: Context | None
+    drift: Drift
+    done: Measured
+    note: Callable[[str], None]
+    tell: Callable[[str], None]
+
+    def region(self, region: dict[str, Any], last: bool) -> Generator[Msg, Any, str]:
+        """Measure a region, again where that is needed and allowed; return why the proposal ends here, or nothing."""
+        label = region.get("label", "")
+        self.tell(f"Region {label}: {region.get('reason') or 'no reason given'}")
+        retries = min(int(self.proposal.get("retries") or 0), _MOST_RETRIES)
+        for attempt in range(1, retries + 2):
+            refusal = yield from self._clear(label, attempt)
+            if refusal:
+                return refusal
+            begun = len(self.execution.runs)
+            failure = yield from self._scan(region)
+            if failure:
+                self.note(f"Region {label}: {failure}")
+                if attempt <= retries:
+                    continue
+                return f"{failure} (rescan.retries: {retries})"
+            runs = self.execution.runs[begun:]
+            if not runs:
+                return f"the fine plan of region {label} opened no run"
+            self.done.regions[str(label)] = runs[-1]
+            if not self.drift.wanted(last, may_repeat=attempt <= retries):
+                return ""
+            lost = yield from self.drift.look(self.execution, runs[-1], label)
+            if self.drift.remark:
+                self.note(f"Region {label}: {self.drift.remark}")
+            if lost:
+                if last:
+                    self.note(f"Region {label}: {lost}")
+                return "" if last else f"drift: {lost}"
+            if not self.drift.missed:
+                return ""
+            if attempt > retries:
+                self.note(f"Region {label} is not taken again (rescan.retries: {retries})")
+        return ""
+
+    def _clear(self, label: Any, attempt: int) -> Generator[Msg, Any, str]:
+        """Checks, then the service's word; return why there must be no motion, or nothing."""
+        refusal = yield from read_checks(self.checks)
+        if refusal:
+            return refusal
+        context = yield from read_context(self.context)
+        refusal = yield from self.execution.confirm(label, context, self.drift.shift, attempt)
+        if refusal:
+            return refusal
+        # The answer may have taken its time, or a pause came in between.
+        return (yield from read_checks(self.checks))
+
+    def _scan(self, region: dict[str, Any]) -> Generator[Msg, Any, str]:
+        """Run the fine plan; return how a device failed, or nothing."""
+        marks = {
+            "purpose": "fine",
+            "parent_uid": self.drift.survey_uid,
+            "proposal": self.proposal["id"],
+            "region": region.get("label", ""),
+        }
+        plan = marked(self.fine_plan(self.drift.moved(region), self.proposal), marks)
+        try:
+            yield from noting_runs(suspended(plan, self.suspenders), self.execution.runs)
+        except STOPPING:
+            raise
+        except _FAILURES as error:
+            cause = error.__cause__ or error
+            return f"the fine scan failed: {type(cause).__name__}: {cause}"
+        yield from bps.checkpoint()
+        return ""
+
+
+def marked(plan: MsgGenerator[Any], marks: Mapping[str, Any]) -> MsgGenerator[Any]:
+    """Add metadata to every run that a plan opens."""
+    return bpp.inject_md_wrapper(plan, dict(marks))
+
+
+def noting_runs(plan: MsgGenerator[Any], uids: list[str]) -> MsgGenerator[Any]:
+    """Append to ``uids`` the uid of each run that a plan opens, whatever the plan returns."""
+    # By its documents rather than by responses to messages: those are lost in a pause.
+    return bpp.subs_wrapper(plan, {"start": [lambda name, doc: uids.append(doc["uid"])]})
+
+
+def suspended(plan: MsgGenerator[Any], suspenders: Sequence[Any]) -> MsgGenerator[Any]:
+    """Install suspenders for the time of a plan, and leave none behind."""
+    if not suspenders:
+        return (yield from plan)
+    try:
+        return (yield from bpp.suspend_wrapper(plan, list(suspenders)))
+    except GeneratorExit:
+        # A halted plan may not clean up by messages: Bluesky would keep the suspenders for good.
+        for suspender in suspenders:
+            if suspender.RE is not None:
+                suspender.RE.remove_suspender(suspender)
+        raise
