@@ -121,7 +121,7 @@ def proposals(
         return
     rows = [row | {"n": len(row.get("regions", []))} for row in answer]
     columns = {"id": "id", "run": "run_uid", "state": "state", "regions": "n"}
-    columns |= {"time (s)": "time_s", "who": "who", "reason": "reason"}
+    columns |= {"time (s)": "time_s", "who": "who", "reason": "reason", "queue": "queue"}
     _rows("proposal", rows, columns)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from inscan.service.broker import Broker
 from inscan.service.journal import Journal
+from inscan.service.queue_rescans import QueueRescans
 from inscan.service.rescan_states import Rescans
 from inscan.service.source_table import SourceTable
 from inscan.service.spool import Spool
@@ -25,6 +26,8 @@ class Requests:
         What these threads say of themselves.
     sources : SourceTable
         What forwarders say of themselves.
+    queue : QueueRescans
+        What it says of proposals that go through a queue server.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Requests:
         writer: Callable[[], Mapping[str, Any]],
         ingest: Callable[[], Mapping[str, Any]],
         sources: SourceTable,
+        queue: QueueRescans,
     ) -> None:
         self._journal = journal
         self._broker = broker
@@ -47,6 +51,7 @@ class Requests:
         self._writer = writer
         self._ingest = ingest
         self._sources = sources
+        self._queue = queue
         self._since = time.monotonic()
 
     def __call__(self, op: str, fields: dict[str, Any]) -> Mapping[str, Any]:
@@ -92,6 +97,7 @@ class Requests:
             "messages": {**broker["counts"], **self._ingest()},
             "workers": broker["workers"],
             "sources": self._sources.rows(),
+            **({"queueserver": self._queue.status()} if self._queue.wanted else {}),
         }
 
     def _jobs(self, state: str | None = None, run_uid: str | None = None) -> Mapping[str, Any]:
@@ -111,7 +117,7 @@ class Requests:
         return {"outcome": self._journal.outcome(run_uid)}
 
     def _proposals(self, run_uid: str | None = None, state: str | None = None) -> Mapping[str, Any]:
-        return {"proposals": self._journal.proposals(run_uid, state)}
+        return {"proposals": self._queue.told(self._journal.proposals(run_uid, state))}
 
     def _approve(self, proposal: str, who: str, reason: str = "") -> Mapping[str, Any]:
         return self._rescans.approve(proposal, who, reason)

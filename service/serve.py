@@ -18,6 +18,7 @@ from inscan.service.ingest import Ingest
 from inscan.service.janitor import sweep, tidy_results
 from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox, Outcome
+from inscan.service.queue_rescans import QueueRescans
 from inscan.service.repair import Catalog, Repairs
 from inscan.service.requests import Requests
 from inscan.service.rescan_states import Rescans
@@ -37,6 +38,7 @@ _SWEEP_S = 2.0
 _INGEST_GRACE_S = 15.0
 _FORWARD_GRACE_S = 10.0
 _WRITER_GRACE_S = 10.0
+_QUEUE_GRACE_S = 10.0
 _MOST_OPEN_RUNS = 10_000
 EXIT_BROKEN = 1
 _log = logging.getLogger(__name__)
@@ -156,6 +158,7 @@ class Service:
             repairs=self._repairs,
         )
         self._rescans = Rescans(journal, profiles, mode=settings.rescan)
+        self._queue = QueueRescans(settings.queueserver, journal, profiles)
         self._source_table = SourceTable()
         requests = Requests(
             journal,
@@ -170,6 +173,7 @@ class Service:
             writer=lambda: vars(self._writer.status),
             ingest=lambda: dict(self._ingest.counts),
             sources=self._source_table,
+            queue=self._queue,
         )
         self._ingest = Ingest(
             settings.ingest,
@@ -240,6 +244,9 @@ class Service:
         self._stack.callback(self._writer.stop, _WRITER_GRACE_S)
         self._runs.resume()
         self._ingest.start()
+        if self._queue.wanted:
+            self._queue.start()
+            self._stack.callback(self._queue.stop, _QUEUE_GRACE_S)
         self._running = True
 
     def _announce(self, run_uid: str) -> None:

@@ -16,6 +16,7 @@ from inscan.service.source_settings import SourceSettings
 
 __all__ = [
     "ExportSettings",
+    "QueueServerSettings",
     "RepairSettings",
     "Settings",
     "SettingsError",
@@ -76,6 +77,49 @@ class RepairSettings(_Strict):
     are. Runs that lost nothing wait for nothing."""
 
 
+class QueueServerSettings(_Strict):
+    """The bluesky-queueserver that takes approved rescans of profiles with `rescan.through: queue`."""
+
+    control: str = "tcp://127.0.0.1:60615"
+    """Where its manager answers requests (start-re-manager --zmq-control-addr)."""
+    info: str | None = "tcp://127.0.0.1:60625"
+    """Where it publishes its state (--zmq-info-addr, with --zmq-publish-console=ON): changes are then noticed at once.
+    `null`, or when it publishes nothing: it is asked every second."""
+    public_key: str | None = None
+    """Public CURVE key of the manager, 40 characters, as `qserver-zmq-keys` prints it; for `control` only, what `info`
+    brings is in the clear. Default: the environment's `QSERVER_ZMQ_PUBLIC_KEY`, else no encryption."""
+    user: str = Field(default="inscan", min_length=1)
+    """Name that items are added under."""
+    user_group: str = Field(default="primary", min_length=1)
+    """User group of the manager whose permissions hold for them; `rescan.plan` must be among its allowed plans."""
+    start: bool = False
+    """Whether an idle queue is started that held nothing when an item was added and holds nothing but such items. By
+    default a person, or the manager's own autostart, starts it."""
+
+    @field_validator("control", "info")
+    @classmethod
+    def _is_tcp(cls, address: str | None) -> str | None:
+        if address is not None and (_host_of(address) in ("", "*") or address.endswith(":0")):
+            raise ValueError(f"{address!r} cannot be connected to: write tcp://HOST:PORT")
+        return address
+
+    @field_validator("public_key")
+    @classmethod
+    def _is_key(cls, key: str | None) -> str | None:
+        if key is not None and (len(key) != 40 or not key.isascii()):
+            raise ValueError(
+                f"a CURVE key has 40 printable characters, this has {len(key)}; "
+                "`qserver-zmq-keys` makes a pair, its public one goes here"
+            )
+        return key
+
+    @property
+    def beyond_loopback(self) -> tuple[str, ...]:
+        """Those of its addresses that are not on this machine's loopback."""
+        addresses = [self.control] if self.info is None else [self.control, self.info]
+        return tuple(address for address in addresses if not _is_loopback(_host_of(address)))
+
+
 class Settings(_Strict):
     """All settings of `inscan serve`; times in seconds, sizes in bytes."""
 
@@ -130,6 +174,8 @@ class Settings(_Strict):
     """Where documents come from besides RunEngines with inscan subscribed: each gets an `inscan forward` of its own."""
     export: ExportSettings = ExportSettings()
     """Where `inscan export` puts files."""
+    queueserver: QueueServerSettings = QueueServerSettings()
+    """Where approved rescans go; asked only where a profile says `rescan.through: queue`."""
 
     @field_validator("ingest", "broker", "spool")
     @classmethod
@@ -193,19 +239,8 @@ def check_address(address: str) -> str:
     ValueError
         Naming the address and what to write instead.
     """
-    scheme, _, rest = address.partition("://")
-    host, colon, port = rest.rpartition(":")
-    if scheme != "tcp" or not colon or not port.isdigit() or int(port) > 65535:
-        raise ValueError(
-            f"{address!r} is no address: write tcp://127.0.0.1:PORT (port 0 takes any free one)"
-        )
-    if host == "localhost":
-        return address
-    try:
-        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if not _is_loopback(_host_of(address, " (port 0 takes any free one)")):
+        port = address.rpartition(":")[2]
         raise ValueError(
             f"{address!r} can be reached from other machines, and this version has no "
             "authentication for that: "
@@ -213,6 +248,24 @@ def check_address(address: str) -> str:
             "tunnel"
         )
     return address
+
+
+def _host_of(address: str, remark: str = "") -> str:
+    """Host of `tcp://HOST:PORT`; ValueError when it is no such address."""
+    scheme, _, rest = address.partition("://")
+    host, colon, port = rest.rpartition(":")
+    if scheme != "tcp" or not colon or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{address!r} is no address: write tcp://127.0.0.1:PORT{remark}")
+    return host
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def check_bind(address: str) -> None:

@@ -1,0 +1,293 @@
+"""The manager of a bluesky-queueserver as the service sees it: a few questions, three requests, bounded answers.
+
+Nothing else of inscan imports bluesky_queueserver_api, and this module only when a client is made.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inscan.service.settings import QueueServerSettings
+
+__all__ = [
+    "Ended",
+    "Item",
+    "Manager",
+    "QueueClient",
+    "QueueRefused",
+    "QueueUnavailable",
+]
+
+MOST_ITEMS = 10_000
+"""Of a longer queue or history only so many are looked at: the first of the queue, the last of the history."""
+_ANSWER_S, _SEND_S, _LISTEN_S = 2.0, 0.5, 0.2
+_MAX_TEXT = 300
+
+
+class QueueUnavailable(ConnectionError):  # noqa: N818 - a ConnectionError by its name already
+    """No manager answers, or its database does not; trying again later may help."""
+
+
+class QueueRefused(RuntimeError):  # noqa: N818 - as above
+    """The manager does not do what it was asked; the message is its own."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """An item of the queue.
+
+    Attributes
+    ----------
+    uid : str
+        Changes when a failed item is put back into the queue.
+    plan : str
+        Name of its plan; empty for an instruction.
+    proposal : str
+        What its plan gets as `proposal`; empty for items that are none of ours.
+    attempt : int
+        Which approval of the proposal it belongs to, from 1. 0: it does not say.
+    """
+
+    uid: str
+    plan: str
+    proposal: str = ""
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An item of the history.
+
+    Attributes
+    ----------
+    item : Item
+    status : str
+        `completed`, `stopped`, `failed`, `aborted`, `halted` or `unknown`.
+    reason : str
+        The manager's message; empty when it ended well.
+    """
+
+    item: Item
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manager:
+    """State of a manager.
+
+    Attributes
+    ----------
+    state : str
+        `idle`, `executing_queue`, `paused`, ...
+    environment : bool
+        Whether the worker's environment is open.
+    stop_pending, autostart : bool
+        The queue will stop after the running item; the manager starts it by itself.
+    lock : str
+        Who has locked it, and why; empty when nobody has.
+    history, plans : str
+        Names of the present state of the history and of the allowed plans.
+    """
+
+    state: str
+    environment: bool
+    stop_pending: bool
+    autostart: bool
+    lock: str
+    history: str
+    plans: str
+
+
+class QueueClient:
+    """One connection to a manager, for one thread. After `QueueUnavailable`: close it and make another.
+
+    Parameters
+    ----------
+    settings : QueueServerSettings
+
+    Raises
+    ------
+    QueueUnavailable
+        When bluesky-queueserver-api is not installed, or the address or key cannot be used.
+    """
+
+    def __init__(self, settings: QueueServerSettings) -> None:
+        try:
+            from bluesky_queueserver_api.zmq import REManagerAPI
+        except ImportError as error:
+            raise QueueUnavailable(
+                f"{error.name or error} is not installed: pip install 'inscan[queueserver]'"
+            ) from error
+        self._settings = settings
+        try:
+            self._api = REManagerAPI(
+                zmq_control_addr=settings.control,
+                zmq_info_addr=settings.info,
+                zmq_public_key=settings.public_key,
+                timeout_recv=_ANSWER_S,
+                timeout_send=_SEND_S,
+                system_info_monitor_poll_timeout=_LISTEN_S,
+            )
+        except (OSError, ValueError) as error:
+            raise QueueUnavailable(f"{settings.control} cannot be used: {error}") from error
+        self._refused = self._api.RequestFailedError
+        self._late = self._api.RequestTimeoutError
+        self._malformed = self._api.RequestParameterError
+        self._allowed: tuple[str, frozenset[str]] = ("", frozenset())
+        self._published = ""
+        # Declared as None in the package, made in its constructor.
+        self._published_states: Any = self._api.system_info_monitor
+        if settings.info is not None:
+            self._published_states.enable()
+
+    def close(self) -> None:
+        """End the connection and its threads; what was not answered will not be sent again."""
+        self._api.close()
+
+    def news(self) -> bool:
+        """Whether the manager has published another state since the last call; False when it publishes nothing."""
+        before = self._published
+        if self._settings.info is not None:
+            while True:
+                try:
+                    told = self._published_states.next_msg()
+                except self._late:
+                    break
+                message = told.get("msg") if isinstance(told, Mapping) else None
+                state = message.get("status") if isinstance(message, Mapping) else None
+                if isinstance(state, Mapping):
+                    self._published = _text(state.get("status_uid"))
+        return self._published != before
+
+    def manager(self) -> Manager:
+        """Ask for the state.
+
+        Raises
+        ------
+        QueueUnavailable
+            As from every other request.
+        """
+        told = self._ask("status", {})
+        lock = told.get("lock")
+        locked = isinstance(lock, Mapping) and any(lock.values())
+        return Manager(
+            state=_text(told.get("manager_state")),
+            environment=told.get("worker_environment_exists") is True,
+            stop_pending=told.get("queue_stop_pending") is True,
+            autostart=told.get("queue_autostart_enabled") is True,
+            lock=self._lock() if locked else "",
+            history=_text(told.get("plan_history_uid")),
+            plans=_text(told.get("plans_allowed_uid")),
+        )
+
+    def _lock(self) -> str:
+        told = self._ask("lock_info", {}).get("lock_info")
+        told = told if isinstance(told, Mapping) else {}
+        what = " and ".join(name for name in ("environment", "queue") if told.get(name))
+        note = f": {_text(told['note'])}" if told.get("note") else ""
+        return f"{what or 'it'} locked by {_text(told.get('user')) or 'somebody'}{note}"
+
+    def allows(self, manager: Manager, plan: str) -> bool:
+        """Whether the user group of the settings may run a plan."""
+        if self._allowed[0] != manager.plans or not manager.plans:
+            told = self._ask("plans_allowed", {"user_group": self._settings.user_group})
+            plans = told.get("plans_allowed")
+            names = frozenset(map(str, plans)) if isinstance(plans, Mapping) else frozenset()
+            self._allowed = (manager.plans, names)
+        return plan in self._allowed[1]
+
+    def queue(self) -> tuple[list[Item], Item | None]:
+        """The items that wait, first to be run first, and the one that is running."""
+        told = self._ask("queue_get", {})
+        items, running = told.get("items"), told.get("running_item")
+        waiting = [_item(one) for one in items[:MOST_ITEMS]] if isinstance(items, list) else []
+        return waiting, _item(running) if running else None
+
+    def history(self) -> list[Ended]:
+        """The items that have ended, oldest first."""
+        items = self._ask("history_get", {}).get("items")
+        found = items[-MOST_ITEMS:] if isinstance(items, list) else []
+        return [_ended(one) for one in found if isinstance(one, Mapping)]
+
+    def add(self, plan: str, proposal: str, meta: Mapping[str, Any]) -> Item:
+        """Put a plan at the front of the queue; starts nothing by itself.
+
+        Parameters
+        ----------
+        plan : str
+            It gets the proposal's id as `proposal`.
+        meta : mapping
+            Added to the start documents of its runs. Its `inscan.attempt` becomes the item's.
+
+        Raises
+        ------
+        QueueRefused
+            When the manager does not take it.
+        """
+        item = {"item_type": "plan", "name": plan, "kwargs": {"proposal": proposal}}
+        request = {
+            "item": {**item, "meta": dict(meta)},
+            "pos": "front",
+            "user": self._settings.user,
+            "user_group": self._settings.user_group,
+        }
+        return _item(self._ask("queue_item_add", request).get("item"))
+
+    def remove(self, uid: str) -> None:
+        """Take an item out of the queue, where it waits; `QueueRefused` when it does not, or the queue is locked."""
+        self._ask("queue_item_remove", {"uid": uid})
+
+    def start(self) -> None:
+        """Start the queue; `QueueRefused` when the manager does not."""
+        self._ask("queue_start", {})
+
+    def _ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        try:
+            told = self._api.send_request(method=method, params=params)
+        except self._late as error:
+            key = (
+                "" if self._settings.public_key else ", or it wants a key (queueserver.public_key)"
+            )
+            raise QueueUnavailable(
+                f"no answer from {self._settings.control} within {_ANSWER_S:g} s: "
+                f"the manager does not run{key}"
+            ) from error
+        except self._refused as error:
+            response = getattr(error, "response", None)
+            text = _text(response.get("msg") if isinstance(response, Mapping) else error)
+            # What only looks fails when the manager's database is away.
+            kind = QueueUnavailable if method.endswith("_get") else QueueRefused
+            raise kind(f"{method}: {text}") from error
+        except self._malformed as error:
+            raise QueueRefused(f"{method}: {_text(error)}") from error
+        if not isinstance(told, dict):
+            raise QueueUnavailable(f"{self._settings.control} is no queue server: {_text(told)}")
+        return told
+
+
+def _item(given: Any) -> Item:
+    """What of an item concerns us; whoever may change the queue may have written anything into it."""
+    one: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    kwargs, meta = one.get("kwargs"), one.get("meta")
+    proposal = kwargs.get("proposal") if isinstance(kwargs, Mapping) else None
+    marks = meta.get("inscan") if isinstance(meta, Mapping) else None
+    marks = marks if isinstance(marks, Mapping) else {}
+    attempt = marks.get("attempt")
+    return Item(
+        uid=_text(one.get("item_uid")),
+        plan=_text(one.get("name")) if one.get("item_type") == "plan" else "",
+        proposal=proposal if isinstance(proposal, str) else "",
+        attempt=attempt if isinstance(attempt, int) and attempt > 0 else 0,
+    )
+
+
+def _ended(given: Mapping[str, Any]) -> Ended:
+    result = given.get("result")
+    result = result if isinstance(result, Mapping) else {}
+    reason = _text(result.get("msg"))
+    return Ended(_item(given), _text(result.get("exit_status")) or "unknown", reason)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else " ".join(str(value)[: 4 * _MAX_TEXT].split())[:_MAX_TEXT]

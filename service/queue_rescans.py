@@ -1,0 +1,402 @@
+"""Approved proposals become items of a queue server's queue, and are followed there until they are over.
+
+Of profiles with `rescan.through: queue`. Nothing here moves anything: the item's plan asks the service before every
+region. docs/adr/0015-rescans-through-the-queue.md says why each step is as it is.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from inscan.callbacks.profile import BeamlineProfile
+from inscan.service.journal import Journal
+from inscan.service.queue_client import (
+    Ended,
+    Item,
+    Manager,
+    QueueClient,
+    QueueRefused,
+    QueueUnavailable,
+)
+from inscan.service.settings import QueueServerSettings
+
+OPEN = ("approved", "queued", "running")
+_TAKES = ("idle", "executing_queue")
+"""States of the manager in which items are added."""
+_BEAT_S, _LOOK_S = 0.1, 10.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+"""Longer than a closed connection lingers (0.1 s): what was asked without an answer is over when it is asked again."""
+_MOST_LABELS = 64
+_log = logging.getLogger(__name__)
+
+
+class QueueRescans:
+    """The thread between the journal and a queue server.
+
+    Parameters
+    ----------
+    settings : QueueServerSettings
+    journal : Journal
+    profiles : sequence of BeamlineProfile
+        Only those with `rescan.through: queue` concern it.
+    period_s : float
+        Time between looks at the journal.
+    report_s : float
+        How long after the end of an item its plan's report may come.
+    """
+
+    def __init__(
+        self,
+        settings: QueueServerSettings,
+        journal: Journal,
+        profiles: Sequence[BeamlineProfile],
+        *,
+        period_s: float = 0.5,
+        report_s: float = 60.0,
+    ) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._plans = {p.name: p.rescan.plan for p in profiles if p.rescan.through == "queue"}
+        self._period_s, self._report_s = period_s, report_s
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._status: dict[str, Any] = {}
+        self._notes: dict[str, str] = {}
+        self._thread: threading.Thread | None = None
+        self._next_look = 0.0
+        self._held = False
+        # Items that were added by this process to an idle queue of nothing else, and not yet started.
+        self._startable: set[str] = set()
+        self._foreign: set[str] = set()
+        self._history = ""
+        self._ended: dict[tuple[str, int], Ended] = {}
+        self._ended_at: dict[tuple[str, int], float] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any profile sends its rescans through the queue; without one, no queue server is asked anything."""
+        return bool(self._plans)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread."""
+        if away := self._settings.beyond_loopback:
+            key = "; its commands are encrypted" if self._settings.public_key else ", unencrypted"
+            _log.warning("the queue server is not on this machine: %s%s", ", ".join(away), key)
+        self._thread = threading.Thread(target=self._run, name="queue", daemon=True)
+        self._thread.start()
+
+    def stop(self, grace_s: float) -> None:
+        """End the thread. Items stay in the queue: their plans move nothing while no service answers."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(grace_s)
+
+    def status(self) -> Mapping[str, Any]:
+        """What is known of the queue server, for people; empty when none is wanted."""
+        with self._lock:
+            return dict(self._status)
+
+    def told(self, proposals: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Proposals, those of the queue with `queue` beside the rest: what they wait for."""
+        with self._lock:
+            return [
+                one | {"queue": self._notes[one["id"]]} if one["id"] in self._notes else one
+                for one in proposals
+            ]
+
+    # The thread
+
+    def _run(self) -> None:
+        client: QueueClient | None = None
+        pause = _FIRST_PAUSE_S
+        while not self._over.is_set():
+            try:
+                try:
+                    client = client or QueueClient(self._settings)
+                    self._round(client)
+                    pause = _FIRST_PAUSE_S
+                    self._wait_for_news(client)
+                    continue
+                except QueueUnavailable as error:
+                    self._away(str(error), self._open())
+            except Exception as error:  # noqa: BLE001 - results must not suffer from what goes wrong with a queue
+                _log.exception("the queue server is left alone for a while")
+                self._away(f"{type(error).__name__}: {error}")
+            if client is not None:
+                client.close()
+                client = None
+            self._over.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        if client is not None:
+            client.close()
+
+    def _wait_for_news(self, client: QueueClient) -> None:
+        due = time.monotonic() + self._period_s
+        while time.monotonic() < due and not self._over.wait(_BEAT_S):
+            if client.news():
+                self._next_look = 0.0
+                return
+
+    def _away(self, reason: str, proposals: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._next_look = 0.0
+        with self._lock:
+            if self._status.get("reason") != reason:
+                _log.warning("queue server: %s", reason)
+            self._status = {"control": self._settings.control, "state": "away", "reason": reason}
+            self._notes = dict.fromkeys(self._notes, reason)
+        for proposal in proposals:
+            self._note(proposal, reason)
+
+    def _open(self) -> list[dict[str, Any]]:
+        """Proposals that concern the queue and are not over, oldest first."""
+        found = [one for state in OPEN for one in self._journal.proposals(state=state)]
+        mine = [one for one in found if one.get("profile") in self._plans]
+        return sorted(mine, key=lambda one: one["created"])
+
+    def _round(self, client: QueueClient) -> None:
+        """Look at the journal, then at the queue, and do what is to be done."""
+        mine = {one["id"]: one for one in self._open()}
+        if not mine and not self._held and time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_S
+        waiting, running = client.queue()
+        # After the queue: an item that is not in it any more is then in this history already.
+        manager = client.manager()
+        if manager.state in ("", "initializing"):
+            raise QueueUnavailable("the manager is starting")
+        self._forget(mine, waiting)
+        if mine and (manager.history != self._history or not manager.history):
+            self._ended = {}
+            for one in client.history():
+                self._ended.setdefault((one.item.proposal, one.item.attempt), one)
+            self._history = manager.history
+        to_add = [
+            proposal
+            for proposal in mine.values()
+            if self._follow(proposal, waiting, running, manager) == "missing"
+        ]
+        waiting = self._take_out(client, mine, waiting)
+        waiting = self._add(client, manager, to_add, waiting, running)
+        self._start(client, mine)
+        self._held = any(item.proposal in mine or self._is_over(item) for item in waiting)
+        told = {
+            "control": self._settings.control,
+            "state": manager.state,
+            "environment": "open" if manager.environment else "closed",
+            "locked": manager.lock,
+            "approved": len(to_add),
+            "queued": len(mine) - len(to_add),
+        }
+        with self._lock:
+            self._status = told
+
+    def _follow(
+        self,
+        proposal: Mapping[str, Any],
+        waiting: Sequence[Item],
+        running: Item | None,
+        manager: Manager,
+    ) -> str:
+        """See where the item of an open proposal is; `missing` when it has none and should get one."""
+        name, state = proposal["id"], proposal["state"]
+        attempt = _attempt(proposal)
+        ended = self._ended.get((name, attempt))
+        places = [n for n, item in enumerate(waiting) if _belongs(item, proposal)]
+        if running is not None and _belongs(running, proposal):
+            if state == "approved":
+                self._queued(proposal, running)
+            self._note(proposal, "its item is running")
+        elif ended is not None:
+            reason = f"its item {ended.item.uid} ended ({ended.status})"
+            self._unreported(proposal, f"{reason}: {ended.reason}" if ended.reason else reason)
+        elif places:
+            if state == "approved":
+                self._queued(proposal, waiting[places[0]])
+            idle = "; the queue is not started" if manager.state == "idle" else ""
+            self._note(proposal, f"waits in the queue behind {places[0]} items{idle}")
+        elif state == "approved":
+            return "missing"
+        elif state == "queued":
+            self._move(
+                proposal,
+                "refused",
+                "its item was taken out of the queue before it ran (by a person, or the queue server lost it)",
+            )
+        elif any(step["state"] == "queued" for step in proposal["history"]):
+            self._unreported(proposal, "its item is gone from the queue server")
+        return ""
+
+    def _unreported(self, proposal: Mapping[str, Any], reason: str) -> None:
+        """Give the plan's report its time, then end the proposal."""
+        since = self._ended_at.setdefault((proposal["id"], _attempt(proposal)), time.monotonic())
+        if time.monotonic() - since >= self._report_s:
+            self._move(proposal, "failed", f"{reason}, and its plan reported nothing")
+        else:
+            self._note(proposal, f"{reason}; the report of its plan is awaited")
+
+    def _take_out(
+        self,
+        client: QueueClient,
+        mine: Mapping[str, Mapping[str, Any]],
+        waiting: Sequence[Item],
+    ) -> list[Item]:
+        """Take items of proposals that are over, second ones, and those that failed and were put back; returns the
+        rest."""
+        left: list[Item] = []
+        seen: set[str] = set()
+        for item in waiting:
+            proposal = mine.get(item.proposal)
+            if proposal is None and not self._is_over(item):
+                left.append(item)
+                continue
+            ended = (item.proposal, item.attempt) in self._ended
+            if proposal is not None and _belongs(item, proposal) and not ended:
+                if item.proposal not in seen:
+                    seen.add(item.proposal)
+                    left.append(item)
+                    continue
+            try:
+                client.remove(item.uid)
+                _log.info("item %s of proposal %s is taken out", item.uid, item.proposal)
+            except QueueRefused as error:
+                left.append(item)
+                _log.warning("item %s of proposal %s stays: %s", item.uid, item.proposal, error)
+        return left
+
+    def _add(
+        self,
+        client: QueueClient,
+        manager: Manager,
+        proposals: Sequence[Mapping[str, Any]],
+        waiting: Sequence[Item],
+        running: Item | None,
+    ) -> list[Item]:
+        """Put proposals at the front, the oldest first in the end; returns the queue as it then is."""
+        alone = manager.state == "idle" and running is None and not manager.stop_pending
+        alone = alone and all(item.uid in self._startable for item in waiting)
+        items = list(waiting)
+        for proposal in reversed(proposals):
+            if time.time() > float(proposal.get("expires") or float("inf")):
+                continue
+            plan = self._plans[proposal["profile"]]
+            try:
+                if obstacle := self._obstacle(client, manager, plan):
+                    self._note(proposal, obstacle)
+                    continue
+                item = client.add(plan, proposal["id"], _meta(proposal))
+            except QueueRefused as error:
+                self._note(proposal, str(error))
+                continue
+            items.insert(0, item)
+            if alone:
+                self._startable.add(item.uid)
+            self._queued(proposal, item)
+        return items
+
+    def _obstacle(self, client: QueueClient, manager: Manager, plan: str) -> str:
+        """Why nothing may be added now; empty when it may."""
+        if manager.lock:
+            return f"the queue server is locked: {manager.lock}"
+        if not manager.environment:
+            return "the queue server's environment is closed; open it: qserver environment open"
+        if manager.state not in _TAKES:
+            return f"the queue server is {manager.state}; items are added when it is {' or '.join(_TAKES)}"
+        if not client.allows(manager, plan):
+            return (
+                f"plan {plan!r} (rescan.plan) is not allowed to user group {self._settings.user_group!r}, or not "
+                "there; see user_group_permissions.yaml of the queue server"
+            )
+        return ""
+
+    def _start(self, client: QueueClient, mine: Mapping[str, Any]) -> None:
+        """Start the queue where that was asked for, and nothing in it is anybody else's."""
+        if not self._settings.start or not self._startable:
+            return
+        manager = client.manager()
+        if manager.state != "idle" or not manager.environment or manager.lock:
+            return
+        if manager.autostart or manager.stop_pending:
+            return
+        # The last look before: what is added between this and the next request is run after our items.
+        items, running = client.queue()
+        if running is not None or not items:
+            return
+        if any(item.uid not in self._startable or item.proposal not in mine for item in items):
+            return
+        # Once for each item: when it waits again in an idle queue, somebody has stopped that.
+        self._startable.difference_update(item.uid for item in items)
+        try:
+            client.start()
+            _log.info("the queue is started: it holds %d items, all of rescans", len(items))
+        except QueueRefused as error:
+            _log.warning("the queue is not started: %s", error)
+
+    # The journal
+
+    def _is_over(self, item: Item) -> bool:
+        """Whether an item is of a proposal of ours that may not be measured any more."""
+        if not item.proposal or item.plan not in self._plans.values():
+            return False
+        if item.uid not in self._foreign:
+            found = self._journal.proposals(prefix=item.proposal)
+            if any(one["id"] == item.proposal and one["state"] not in OPEN for one in found):
+                return True
+            if not found:
+                self._foreign.add(item.uid)  # another service's, or none of any
+        return False
+
+    def _queued(self, proposal: Mapping[str, Any], item: Item) -> None:
+        reason = f"item {item.uid} at the front of the queue of {self._settings.control}"
+        self._move(proposal, "queued", reason)
+
+    def _move(self, proposal: Mapping[str, Any], state: str, reason: str) -> None:
+        # Only from the state in which it was seen: a person or the plan may have been quicker.
+        moved = self._journal.set_proposal(
+            proposal["id"], state, self._settings.user, reason, expected=(proposal["state"],)
+        )
+        if moved:
+            _log.info("proposal %s is %s: %s", proposal["id"], state, reason)
+
+    def _note(self, proposal: Mapping[str, Any], text: str) -> None:
+        with self._lock:
+            if self._notes.get(proposal["id"]) != text:
+                _log.info("proposal %s: %s", proposal["id"], text)
+            self._notes[proposal["id"]] = text
+
+    def _forget(self, mine: Mapping[str, Any], waiting: Sequence[Item]) -> None:
+        """Keep nothing about proposals and items that are gone."""
+        there = {item.uid for item in waiting}
+        self._foreign &= there
+        self._startable &= there
+        with self._lock:
+            self._notes = {name: text for name, text in self._notes.items() if name in mine}
+        attempts = {(name, _attempt(one)) for name, one in mine.items()}
+        self._ended_at = {key: at for key, at in self._ended_at.items() if key in attempts}
+
+
+def _attempt(proposal: Mapping[str, Any]) -> int:
+    """How often it has been approved: a retry is another attempt, and its item another."""
+    return max(1, sum(step["state"] == "approved" for step in proposal["history"]))
+
+
+def _belongs(item: Item, proposal: Mapping[str, Any]) -> bool:
+    return item.proposal == proposal["id"] and item.attempt == _attempt(proposal)
+
+
+def _meta(proposal: Mapping[str, Any]) -> dict[str, Any]:
+    """What the start documents of its runs say besides what the plan gives them."""
+    labels = [str(region.get("label", "")) for region in proposal.get("regions") or ()]
+    return {
+        "parent_uid": str(proposal.get("survey_uid") or proposal["run_uid"]),
+        "proposal": proposal["id"],
+        "regions": labels[:_MOST_LABELS],
+        "inscan": {"version": version("inscan"), "attempt": _attempt(proposal)},
+    }
