@@ -69,7 +69,7 @@ class Drift:
         refusal = yield from execution.measured()
         if refusal:
             return f"the service has not taken note of region {label}: {refusal}"
-        uid = composite_uid(self.survey_uid, execution.runs)
+        uid = composite_uid(self.survey_uid, [*execution.earlier, *execution.runs])
         try:
             outcome = yield from wait_for_outcome(self._connection, uid, self._timeout)
         except OutcomeTimeout as error:

@@ -1,7 +1,7 @@
 """One attempt to measure a proposal: what a plan and the service tell each other about it."""
 
 import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,8 @@ class Execution:
         Its id.
     uid : str
         Tells this attempt from others of the same proposal.
+    earlier : list of str
+        Fine runs of the same survey before.
     runs : list of str
         Fine runs so far.
     complete : bool
@@ -40,6 +42,7 @@ class Execution:
 
     connection: Connection
     proposal: str
+    earlier: list[str] = field(default_factory=list)
     uid: str = field(default_factory=lambda: uuid.uuid4().hex)
     runs: list[str] = field(default_factory=list)
     complete: bool = False
@@ -108,9 +111,11 @@ class Execution:
 
 
 @contextmanager
-def executing(connection: Connection, proposal: str) -> Iterator[Execution]:
+def executing(
+    connection: Connection, proposal: str, earlier: Sequence[str] = ()
+) -> Iterator[Execution]:
     """Tell the service how an execution ended, whatever ends it; waits for nothing."""
-    execution = Execution(connection, proposal)
+    execution = Execution(connection, proposal, list(earlier))
     try:
         yield execution
     except STOPPING as error:

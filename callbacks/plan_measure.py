@@ -51,8 +51,12 @@ class Measured:
         Fine runs, failed ones too.
     regions : dict of str to str
         Label of each region that was measured, and its (last) run.
+    earlier : list of str
+        Fine runs of the same survey before, with which these are one composite.
     shift : (float, float) or None
         Drift against the survey that was followed last, slow and fast, in motor units.
+    lost : str
+        Why it is not known any more where the sample is, nothing while it is.
     outcome : dict or None
         What became of the composite of survey and fine runs, where it was waited for.
     notes : list of str
@@ -64,7 +68,9 @@ class Measured:
     reason: str = ""
     runs: list[str] = field(default_factory=list)
     regions: dict[str, str] = field(default_factory=dict)
+    earlier: list[str] = field(default_factory=list)
     shift: tuple[float, float] | None = None
+    lost: str = ""
     outcome: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -81,6 +87,7 @@ def measure_proposal(
     composite: bool = False,
     max_regions: int | None = None,
     unless: Callable[[dict[str, Any]], str] | None = None,
+    before: Measured | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Generator[Msg, Any, Measured]:
     """Measure the regions of one approved proposal, each confirmed with the service right before it.
@@ -112,6 +119,8 @@ def measure_proposal(
         Most regions to measure; the service's own limit holds besides.
     unless : callable, optional
         Asked before each region; a text says why it and the following are not measured.
+    before : Measured, optional
+        What was measured of the same survey before: its runs belong to the composite, too, and its drift goes on.
     report : callable, optional
         Gets one sentence at each step; by default they go to the log.
 
@@ -161,7 +170,9 @@ def measure_proposal(
         note(f"Proposal {done.proposal} is not measured: {done.reason}")
         return done
     drift = Drift(connection, proposal, timeout, composite)
-    with executing(connection, done.proposal) as execution:
+    if before is not None:
+        done.earlier, drift.shift = [*before.earlier, *before.runs], before.shift
+    with executing(connection, done.proposal, done.earlier) as execution:
         done.runs = execution.runs
         one = _Proposal(
             execution, proposal, fine_plan, checks, suspenders, context, drift, done, note, tell
@@ -172,14 +183,16 @@ def measure_proposal(
             if ended:
                 # Somebody's wish, not a failure: what was measured is all that was to be.
                 execution.complete = bool(execution.runs)
+                if execution.runs and composite:
+                    yield from one.look(execution.runs[-1], "measured last")
                 break
             ended = yield from one.region(region, number == len(regions))
             if ended:
                 break
         execution.complete = execution.complete or not ended
         execution.reason = ended
-        done.state, done.reason, done.shift = execution.state, ended, drift.shift
-        done.outcome = drift.outcome
+        done.state, done.reason = execution.state, ended
+        done.shift, done.outcome = drift.shift, drift.outcome
     if ended:
         if execution.runs:
             count = f"{len(done.regions)} of {len(regions)} regions"
@@ -228,18 +241,21 @@ class _Proposal:
             self.done.regions[str(label)] = runs[-1]
             if not self.drift.wanted(last, may_repeat=attempt <= retries):
                 return ""
-            lost = yield from self.drift.look(self.execution, runs[-1], label)
-            if self.drift.remark:
-                self.note(f"Region {label}: {self.drift.remark}")
-            if lost:
-                if last:
-                    self.note(f"Region {label}: {lost}")
-                return "" if last else f"drift: {lost}"
+            yield from self.look(runs[-1], label)
+            if self.done.lost:
+                return "" if last else f"drift: {self.done.lost}"
             if not self.drift.missed:
                 return ""
             if attempt > retries:
                 self.note(f"Region {label} is not taken again (rescan.retries: {retries})")
         return ""
+
+    def look(self, run_uid: str, label: Any) -> MsgGenerator[None]:
+        """Find the last region in the survey; `done.lost` says why that is not possible."""
+        self.done.lost = yield from self.drift.look(self.execution, run_uid, label)
+        for text in (self.drift.remark, self.done.lost):
+            if text:
+                self.note(f"Region {label}: {text}")
 
     def _clear(self, label: Any, attempt: int) -> Generator[Msg, Any, str]:
         """Checks, then the service's word; return why there must be no motion, or nothing."""

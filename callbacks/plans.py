@@ -6,14 +6,17 @@ for proposals that the service has approved and confirmed at that moment.
 
 from inscan.callbacks.plan_checks import Check
 from inscan.callbacks.plan_coarse_to_fine import CoarseToFine, coarse_to_fine
+from inscan.callbacks.plan_dwell import AdaptiveDwell, adaptive_dwell
 from inscan.callbacks.plan_measure import Measured, measure_proposal
 from inscan.callbacks.plan_waiting import OutcomeTimeout, wait_for_outcome
 
 __all__ = [
+    "AdaptiveDwell",
     "Check",
     "CoarseToFine",
     "Measured",
     "OutcomeTimeout",
+    "adaptive_dwell",
     "coarse_to_fine",
     "measure_proposal",
     "wait_for_outcome",
