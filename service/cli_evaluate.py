@@ -17,7 +17,7 @@ import typer
 if TYPE_CHECKING:
     from inscan.models.scores import ScoreRow
 
-EVALUATED = ("n2n", "superres", "subspace", "spectral", "regions")
+EVALUATED = ("n2n", "superres", "subspace", "spectral", "regions", "energies")
 STORED = Path(__file__).parents[1] / "docs" / "evaluation"
 """Figures measured before, in a source tree: of peers and of limits."""
 PEERS = ("bm3d.json", "published.json")
@@ -33,7 +33,10 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     method: Annotated[
-        str, typer.Argument(help="n2n, superres, subspace, spectral or regions", metavar="METHOD")
+        str,
+        typer.Argument(
+            help="n2n, superres, subspace, spectral, regions or energies", metavar="METHOD"
+        ),
     ],
     seeds: Annotated[int, typer.Option(help="samples and noise drawn of each kind", min=1)] = 10,
     fit_steps: Annotated[
