@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from scipy.ndimage import correlate1d, gaussian_filter, gaussian_filter1d
 from scipy.optimize import nnls, root_scalar
-from scipy.special import xlogy
+from scipy.special import ndtr, xlogy
 
 __all__ = [
     "Excess",
@@ -27,8 +27,9 @@ __all__ = [
 _TRUNCATE = 3.0  # templates end at three sigma
 _SIDE_SIGMAS = 2.0
 _FLOOR_ERROR = 0.03  # relative error granted to counts said to come from something else
+_STEADY = 0.01  # relative error granted to what the surroundings predict: I0, dead time, exposure
 _LEAST_OFF_PIXELS = 8
-_LEAST_ON = 0.2  # share of the template that must lie on measured pixels
+_LEAST_ON = 0.2  # share of the template, as far as it is in the field, that must be measured
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Excess:
 
 
 def significance_threshold(
-    pixels: int, scales: Sequence[float], elements: int, false_alarm: float
+    pixels: int, scales: Sequence[float], elements: int, false_alarm: float, sides: int = 0
 ) -> float:
     """Standard deviations above which noise alone goes with probability `false_alarm`.
 
@@ -63,6 +64,9 @@ def significance_threshold(
         Maps searched.
     false_alarm : float
         Between 0 and 1.
+    sides : int
+        Rows and columns of the field together: half its circumference, which matters in narrow
+        fields. 0: only the area counts.
 
     Returns
     -------
@@ -73,21 +77,46 @@ def significance_threshold(
         raise ValueError(f"false_alarm must lie between 0 and 1, got {false_alarm}")
     # White noise filtered with a gaussian of sigma s has squared gradient 1 / (2 s^2). The filter
     # cannot be smoother than the pixels it is sampled on, hence the floor.
-    density = sum(1.0 / (2.0 * max(s, 0.7) ** 2) for s in scales) * pixels * elements
+    slopes = [1.0 / (np.sqrt(2.0) * max(s, 0.7)) for s in scales]
+    density = sum(slope**2 for slope in slopes) * pixels * elements
+    length = sum(slopes) * sides * elements
 
     def excess(z: float) -> float:
-        return density * z * np.exp(-(z**2) / 2) / (2 * np.pi) ** 1.5 - false_alarm
+        area = density * z * np.exp(-(z**2) / 2) / (2 * np.pi) ** 1.5
+        line = length * np.exp(-(z**2) / 2) / (2 * np.pi)
+        point = len(slopes) * elements * float(ndtr(-z)) if sides else 0.0
+        return area + line + point - false_alarm
 
     return float(root_scalar(excess, bracket=(1.0, 40.0)).root) if excess(1.0) > 0 else 1.0
 
 
-class Integrals:
-    """Sums of counts and of measured pixels over any rectangle around every pixel."""
+@dataclass(frozen=True)
+class Sums:
+    """Over one rectangle around every pixel, clipped at the field's edge."""
 
-    def __init__(self, maps: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
+    counts: NDArray[np.float64]
+    """Shape (element, row, col)."""
+    light: NDArray[np.float64]
+    """Exposure, shape (1 or element, row, col)."""
+    pixels: NDArray[np.float64]
+    """Measured pixels, shape (1, row, col)."""
+
+
+class Integrals:
+    """Sums of counts, exposure and measured pixels over any rectangle around every pixel.
+
+    Parameters
+    ----------
+    maps : ndarray of float32, shape (element, row, col)
+        Counts, 0 where not measured.
+    light : ndarray of float32, shape (1 or element, row, col)
+        Exposure relative to the typical one, 0 where not measured.
+    """
+
+    def __init__(self, maps: NDArray[np.float32], light: NDArray[np.float32]) -> None:
         self.shape = maps.shape
-        self._counts = self._table(maps)
-        self._pixels = self._table(mask[None].astype(np.float32))
+        there = (light > 0).any(axis=0, keepdims=True).astype(np.float32)
+        self._tables = [self._table(one) for one in (maps, light, there)]
 
     @staticmethod
     def _table(maps: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -96,26 +125,20 @@ class Integrals:
         np.cumsum(table[:, 1:, 1:], axis=2, out=table[:, 1:, 1:])
         return table
 
-    def over(
-        self, top: int, bottom: int, left: int, right: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Counts (element, row, col) and pixels (1, row, col) in rows r+top to r+bottom and
-        columns c+left to c+right, ends included, clipped at the field's edge."""
+    def over(self, top: int, bottom: int, left: int, right: int) -> Sums:
+        """Sums over rows r+top to r+bottom and columns c+left to c+right, ends included."""
         rows, cols = np.arange(self.shape[1]), np.arange(self.shape[2])
         r0 = np.clip(rows + top, 0, self.shape[1])
         r1 = np.clip(rows + bottom + 1, 0, self.shape[1])
         c0 = np.clip(cols + left, 0, self.shape[2])
         c1 = np.clip(cols + right + 1, 0, self.shape[2])
-        sums = []
-        for table in (self._counts, self._pixels):
-            band = table[:, r1] - table[:, r0]
-            sums.append(band[:, :, c1] - band[:, :, c0])
-        return sums[0], sums[1]
+        bands = [table[:, r1] - table[:, r0] for table in self._tables]
+        return Sums(*(band[:, :, c1] - band[:, :, c0] for band in bands))
 
 
 def excess(
     maps: NDArray[np.float32],
-    mask: NDArray[np.bool_],
+    light: NDArray[np.float32],
     sums: Integrals,
     floor: Floor | None,
     scale: float,
@@ -126,10 +149,10 @@ def excess(
     ----------
     maps : ndarray of float32, shape (element, row, col)
         Counts, 0 where not measured.
-    mask : ndarray of bool, shape (row, col)
-        Measured pixels.
+    light : ndarray of float32, shape (1 or element, row, col)
+        Exposure relative to the typical one: expected counts go with it. 0 where not measured.
     sums : Integrals
-        Of the same maps and mask.
+        Of the same maps and exposure.
     floor : Floor or None
         Counts explained otherwise; the local surroundings count where they are higher.
     scale : float
@@ -139,80 +162,110 @@ def excess(
     -------
     Excess
     """
+    reach = int(_TRUNCATE * scale + 0.5)
     line = gaussian_filter1d(
-        np.eye(1, 2 * int(_TRUNCATE * scale + 0.5) + 1, int(_TRUNCATE * scale + 0.5))[0],
-        scale,
-        mode="constant",
-        truncate=_TRUNCATE,
+        np.eye(1, 2 * reach + 1, reach)[0], scale, mode="constant", truncate=_TRUNCATE
     )
-    top = float(line.max()) ** 2  # the template is the gaussian over its peak value
+    line /= line.max()  # the template is the gaussian over its peak value
+
+    def templated(x: NDArray[np.float32], kernel: NDArray[np.float64]) -> NDArray[np.float32]:
+        down = correlate1d(x, kernel, axis=-2, mode="constant")
+        return correlate1d(down, kernel, axis=-1, mode="constant")
+
+    mask = (light > 0).any(axis=0, keepdims=True)
+    on = templated(maps, line)
+    covered = templated(light, line)
+    pixels_on = templated(mask.astype(np.float32), line)
+    possible = templated(np.ones(mask.shape, np.float32), line)
     # A weighted sum of Poisson counts has variance below its mean; divided by `gain` it has the
     # mean and variance of a Poisson count again.
-    gain = float((line**2).sum()) ** 2 / top
-
-    def templated(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        spread = (0.0,) * (x.ndim - 2) + (scale, scale)
-        smooth = gaussian_filter(x, spread, mode="constant", truncate=_TRUNCATE)
-        return (smooth / top).astype(np.float32)
-
-    on = templated(maps)
-    covered = templated(mask.astype(np.float32))
+    gain = templated(light, line**2) / np.maximum(covered, 1e-9)
+    gain = np.where(covered > 1e-6, gain, 1.0).astype(np.float64)
     inner = int(np.ceil(2.5 * scale))
-    outer = inner + max(3, int(np.ceil(2.5 * scale)))
+    # A ring around a pixel of a narrow field has little width: it must reach further.
+    width = min(*maps.shape[1:], 2 * inner + 1)
+    outer = inner + max(3, int(np.ceil(2.5 * scale)), int(np.ceil(_LEAST_OFF_PIXELS / width)))
     sides = [  # four rectangles that make up the ring, as the arms of a pinwheel
         sums.over(-outer, -inner - 1, -outer, inner),
         sums.over(-outer, inner, inner + 1, outer),
         sums.over(inner + 1, outer, -inner, outer),
         sums.over(-inner, outer, -outer, -inner - 1),
     ]
-    off = np.sum([s for s, _ in sides], axis=0)
-    pixels = np.sum([p for _, p in sides], axis=0)
-    usable = (pixels >= _LEAST_OFF_PIXELS) & mask & (covered >= _LEAST_ON / top)
-    pixels = np.maximum(pixels, 1.0)
+    off = np.sum([side.counts for side in sides], axis=0)
+    lit = np.sum([side.light for side in sides], axis=0)
+    pixels = np.sum([side.pixels for side in sides], axis=0)
+    usable = (pixels >= _LEAST_OFF_PIXELS) & mask & (pixels_on >= _LEAST_ON * possible)
+    lit = np.maximum(lit, 1e-6)
     # One count more than seen: where the ring holds next to nothing, nothing is known of it, and
     # single counts would look significant.
-    level = (off + 1.0) / pixels
-    for s, p in sides:
+    level = (off + 1.0) / lit
+    for side in sides:
         # On the bright side of an edge the ring's mean is too low: the brighter side counts,
         # by as much as is beyond its own noise.
-        here = s / np.maximum(p, 1.0)
-        sure = here - _SIDE_SIGMAS * np.sqrt(np.maximum(s, 1.0)) / np.maximum(p, 1.0)
-        level = np.where(p >= _LEAST_OFF_PIXELS, np.maximum(level, sure), level)
-    covered = np.maximum(covered, 1e-6)
+        there = np.maximum(side.light, 1e-6)
+        sure = (side.counts - _SIDE_SIGMAS * np.sqrt(np.maximum(side.counts, 1.0))) / there
+        level = np.where(side.pixels >= _LEAST_OFF_PIXELS, np.maximum(level, sure), level)
+    covered = np.maximum(covered, 1e-6).astype(np.float64)
     expected = level * covered
-    n_off, ratio = level * pixels, covered / gain / pixels
+    n_off = level * lit
+    # However many counts there are, neighbours are not known to agree better than this.
+    n_off = n_off / (1 + _STEADY**2 * n_off)
     if floor is not None:
-        known = templated(floor.mean)
+        known = templated(floor.mean, line).astype(np.float64)
         # Written as an off count of the same relative uncertainty.
-        spread = gain * templated(floor.variance) + (_FLOOR_ERROR * known) ** 2
-        certain = known**2 / np.maximum(spread, 1e-12)
+        spread = templated(floor.variance, line**2) + (_FLOOR_ERROR * known) ** 2
         higher = known > expected
         expected = np.where(higher, known, expected)
-        n_off = np.where(higher, certain, n_off)
-        ratio = np.where(higher, known / gain / np.maximum(certain, 1e-12), ratio)
+        n_off = np.where(higher, known**2 / np.maximum(spread, 1e-12), n_off)
+    ratio = expected / gain / np.maximum(n_off, 1e-12)
     n_on = on / gain
-    total = n_on + n_off
-    score = xlogy(n_on, (1 + ratio) / ratio * n_on / np.maximum(total, 1e-12)) + xlogy(
-        n_off, (1 + ratio) * n_off / np.maximum(total, 1e-12)
+    total = np.maximum(n_on + n_off, 1e-12)
+    score = xlogy(n_on, (1 + ratio) / ratio * n_on / total) + xlogy(
+        n_off, (1 + ratio) * n_off / total
     )
     z = np.sqrt(2 * np.maximum(score, 0)) * (n_on > ratio * n_off) * usable
     return Excess(z.astype(np.float32), on.astype(np.float32), expected.astype(np.float32))
 
 
-def predicted_by_others(maps: NDArray[np.float32], mask: NDArray[np.bool_]) -> Floor:
-    """Each element's counts as a non-negative combination of the others' maps and a constant."""
+def predicted_by_others(
+    maps: NDArray[np.float32],
+    light: NDArray[np.float32],
+    members: Sequence[Sequence[int]] | None = None,
+) -> Floor:
+    """Each map's counts as a non-negative combination of the others' and of the exposure.
+
+    Parameters
+    ----------
+    maps : ndarray of float32, shape (map, row, col)
+        Counts, 0 where not measured.
+    light : ndarray of float32, shape (1 or map, row, col)
+        Exposure relative to the typical one, 0 where not measured.
+    members : sequence of sequence of int, optional
+        Which elements each map is made of, where some are sums of others: no map predicts one
+        that it is part of, and sums predict nothing. By default each map is an element.
+
+    Returns
+    -------
+    Floor
+        0 where there are no others.
+    """
     floor = Floor(np.zeros_like(maps), np.zeros_like(maps))
-    if maps.shape[0] < 2:
-        return floor
+    groups = [(k,) for k in range(len(maps))] if members is None else [tuple(m) for m in members]
+    single = [k for k, group in enumerate(groups) if len(group) == 1]
+    lit = np.broadcast_to(light, maps.shape)
+    mask = (light > 0).any(axis=0)
     weight = np.maximum(gaussian_filter(mask.astype(np.float32), 1.0), 1e-3)
     smooth = gaussian_filter(maps, (0, 1.0, 1.0)) / weight
     columns = smooth[:, mask].astype(np.float64)
-    for e in range(maps.shape[0]):
-        others = [k for k in range(maps.shape[0]) if k != e]
-        design = np.vstack([columns[others], np.ones(columns.shape[1])]).T
+    constant = (gaussian_filter(lit, (0, 1.0, 1.0)) / weight)[:, mask].astype(np.float64)
+    for e, group in enumerate(groups):
+        others = [k for k in single if groups[k][0] not in group]
+        if not others:
+            continue
+        design = np.vstack([columns[others], constant[e : e + 1]]).T
         spread = 1.0 / np.sqrt(columns[e] + 0.5)  # Poisson weights
         share, _ = nnls(design * spread[:, None], columns[e] * spread)
         # The counts themselves, not smoothed: the template smooths both sides alike.
-        floor.mean[e] = (np.tensordot(share[:-1], maps[others], axes=1) + share[-1]) * mask
+        floor.mean[e] = np.tensordot(share[:-1], maps[others], axes=1) + share[-1] * lit[e]
         floor.variance[e] = np.tensordot(share[:-1] ** 2, maps[others], axes=1)
     return floor

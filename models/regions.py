@@ -6,12 +6,12 @@ maps this found weak inclusions in less area than peak intensity or any ranking 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import find_objects, label, maximum_filter
+from scipy.ndimage import maximum_filter
 
 from inscan.models.matched_filter import (
     Floor,
@@ -20,50 +20,24 @@ from inscan.models.matched_filter import (
     predicted_by_others,
     significance_threshold,
 )
+from inscan.models.region_boxes import PixelRegion, boxed_parts, merged, padded
 
 __all__ = ["PixelRegion", "doubtful_regions", "find_regions", "significance_map"]
 
-_LARGEST = 0.05  # a merged box may cover this share of the field
-_SMALLEST = 64.0  # pixels that a box may hold whatever the field
-
-
-@dataclass(frozen=True)
-class PixelRegion:
-    """A box of pixels worth measuring again.
-
-    Attributes
-    ----------
-    box : tuple of int
-        (row start, row stop, column start, column stop), stops exclusive.
-    score : float
-        Log-likelihood ratio of the strongest excess in it; for doubt, the number of doubtful values.
-    significance : float
-        The same as a number of standard deviations, sqrt(2 score); 0 for doubt.
-    peak : tuple of int
-        Pixel (row, column) of that excess; for doubt, that in doubt for most elements.
-    element : int
-        Index of the element it was seen in, most of all.
-    scale : float
-        Sigma of the best matching gaussian template, pixels; 0 for doubt.
-    reason : str
-        Why, in words.
-    """
-
-    box: tuple[int, int, int, int]
-    score: float
-    significance: float
-    peak: tuple[int, int]
-    element: int
-    scale: float
-    reason: str
+_LIT = 0.05  # of the typical exposure: what got less light says nothing
+_DEAD_ROW = 20.0  # counts of a typical row, below which an empty one may be chance
+_STRONGER = 1.3  # a wide template must beat the narrow one by so much to be what is there
 
 
 def find_regions(
     counts: ArrayLike,
     *,
-    element: int | Literal["any", "unlike"] | None = None,
+    element: int | Sequence[int] | Literal["any", "unlike"] | None = None,
+    together: Sequence[int] = (),
     measured: ArrayLike | None = None,
+    exposure: ArrayLike | None = None,
     background: ArrayLike | None = None,
+    background_variance: ArrayLike | None = None,
     scale_px: float | Sequence[float] = (0.7, 1.2, 2.0, 3.3),
     max_regions: int = 8,
     min_score: float | None = None,
@@ -76,15 +50,26 @@ def find_regions(
     Parameters
     ----------
     counts : array of shape (element, row, col) or (row, col)
-        Raw counts (the channel sum), >= 0. Pixels that are not finite count as not measured.
-    element : int, "any", "unlike" or None
-        Search one element, all ("any" or None), or all for excesses that the other elements'
-        maps do not predict ("unlike"): an inclusion of a trace element, not every bright spot.
+        Raw counts (the channel sum), >= 0. Pixels that are not finite count as not measured; an
+        element without a finite pixel is not searched.
+    element : int, sequence of int, "any", "unlike" or None
+        Search one element, several, all ("any" or None), or all for excesses that the other
+        elements' maps do not predict ("unlike"): an inclusion of a trace element, not every
+        bright spot.
+    together : sequence of int
+        Elements whose counts are added up and searched as one besides: a place that is weak in
+        each of them may be clear in their sum.
     measured : array of bool, shape (row, col), optional
         Which pixels were measured.
+    exposure : array of shape (row, col) or that of `counts`, optional
+        Relative exposure (live time x I0): expected counts go with it, so that dropouts and drift
+        are no structure. Pixels without, or with less than a twentieth of the typical one, count
+        as not measured.
     background : array like `counts`, optional
         Counts known not to come from the element (continuum, overlapping lines). The local
         surroundings are taken as background where they are higher.
+    background_variance : array like `counts`, optional
+        Variance of `background`, where it was measured itself.
     scale_px : float or sequence of float
         Sigma of the gaussian templates, pixels.
     max_regions : int
@@ -102,79 +87,83 @@ def find_regions(
     Returns
     -------
     list of PixelRegion
-        Strongest first; boxes do not overlap.
+        Strongest first; boxes do not overlap. What was found in a sum of elements has the index
+        of the one that stands out most.
 
     Raises
     ------
     ValueError
-        On wrong shapes, negative counts or an element that does not exist.
+        On wrong shapes, negative counts or exposures, or an element that does not exist.
     """
-    maps, mask = _checked(counts, measured)
+    maps, light, alive = _checked(counts, measured, exposure)
     n_elements, rows, cols = maps.shape
-    if isinstance(element, int) and not 0 <= element < n_elements:
-        raise ValueError(f"element {element} does not exist; the map has {n_elements}")
-    if not (isinstance(element, int) or element in (None, "any", "unlike")):
-        raise ValueError(f"element must be an index, 'any' or 'unlike', got {element!r}")
+    scales = _scales(scale_px)
     if names is not None and len(names) != n_elements:
         raise ValueError(f"{len(names)} names for {n_elements} elements")
-    floor = None
-    if background is not None:
-        known = np.asarray(background, dtype=np.float32).reshape(maps.shape)
-        known = np.where(mask & np.isfinite(known), known, np.float32(0))
-        floor = Floor(known, np.zeros_like(known))
+    searched = [k for k in _searched(element, n_elements) if alive[k]]
+    groups: list[tuple[int, ...]] = [(k,) for k in range(n_elements)]
+    summed = tuple(k for k in dict.fromkeys(_existing(together, n_elements)) if alive[k])
+    if len(summed) > 1:
+        groups.append(summed)
+        searched.append(n_elements)
+        maps = np.concatenate([maps, maps[list(summed)].sum(axis=0, keepdims=True)])
+        if len(light) > 1:
+            light = np.concatenate([light, light[list(summed)].mean(axis=0, keepdims=True)])
+    if not (light > 0).any() or not searched:
+        return []
+    floor = _known(background, background_variance, groups, light, (n_elements, rows, cols))
     if element == "unlike":
-        other = predicted_by_others(maps, mask)
+        other = predicted_by_others(maps, light, groups)
         if floor is not None:
             lower = other.mean < floor.mean
-            other.mean[lower], other.variance[lower] = floor.mean[lower], 0
+            other.mean[lower], other.variance[lower] = floor.mean[lower], floor.variance[lower]
         floor = other
-    searched = [element] if isinstance(element, int) else list(range(n_elements))
-    scales = [float(s) for s in np.atleast_1d(np.asarray(scale_px, dtype=float))]
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scale_px must be > 0, got {scale_px}")
-    if not mask.any():
-        return []
     threshold = (
-        significance_threshold(int(mask.sum()), scales, len(searched), false_alarm)
+        significance_threshold(
+            int((light > 0).any(axis=0).sum()), scales, len(searched), false_alarm, rows + cols
+        )
         if min_score is None
         else float(np.sqrt(2 * max(min_score, 0.0)))
     )
     part = maps[searched]
+    part_light = light if len(light) == 1 else light[searched]
     part_floor = None
     if floor is not None:
         part_floor = Floor(floor.mean[searched], floor.variance[searched])
+    labels = [
+        " + ".join(names[k] if names is not None else f"element {k}" for k in groups[which])
+        for which in searched
+    ]
     found: list[PixelRegion] = []
-    sums = Integrals(part, mask)
+    sums = Integrals(part, part_light)
     for scale in sorted(scales):
-        here = excess(part, mask, sums, part_floor, scale)
+        here = excess(part, part_light, sums, part_floor, scale)
         z = here.significance
         width = 2 * int(np.ceil(2 * scale)) + 1
         peaks = (z >= threshold) & (z == maximum_filter(z, size=(1, width, width)))
         for e, r, c in np.argwhere(peaks):
             which = searched[e]
+            strength, row, col = float(z[e, r, c]), int(r), int(c)
             # A wide template also answers to narrow spots: the narrow ones say where they are.
-            if any(_explains(finer, which, int(r), int(c), scale) for finer in found):
+            if any(_explains(finer, which, row, col, scale, strength) for finer in found):
                 continue
-            half = int(np.ceil(2 * scale)) + pad_px
-            box = (
-                max(0, int(r) - half),
-                min(rows, int(r) + half + 1),
-                max(0, int(c) - half),
-                min(cols, int(c) + half + 1),
+            half = int(np.ceil(2 * scale))
+            box = padded(
+                (row - half, row + half + 1, col - half, col + half + 1), pad_px, (rows, cols)
             )
-            strength = float(z[e, r, c])
-            label = names[which] if names is not None else f"element {which}"
             reason = (
-                f"{label}: {here.on[e, r, c]:.3g} counts within {2 * scale:.2g} pixels of row "
-                f"{r}, column {c} where "
+                f"{labels[e]}: {here.on[e, r, c]:.3g} counts within {2 * scale:.2g} pixels of row "
+                f"{row}, column {col} where "
                 + ("the other elements and " if element == "unlike" else "")
                 + f"the surroundings predict {here.expected[e, r, c]:.3g} "
                 f"({strength:.1f} sigma; {threshold:.1f} needed)"
             )
             found.append(
-                PixelRegion(box, strength**2 / 2, strength, (int(r), int(c)), which, scale, reason)
+                PixelRegion(box, strength**2 / 2, strength, (row, col), which, scale, reason)
             )
-    return _merge(found, (rows, cols))[:max_regions]
+    return [
+        _of_element(region, maps, groups) for region in merged(found, (rows, cols))[:max_regions]
+    ]
 
 
 def doubtful_regions(
@@ -225,57 +214,38 @@ def doubtful_regions(
         doubt = doubt & given
     if names is not None and len(names) != len(doubt):
         raise ValueError(f"{len(names)} names for {len(doubt)} elements")
-    _, rows, cols = doubt.shape
-    places, _ = label(doubt.any(axis=0), structure=np.ones((3, 3)))  # type: ignore[misc]
-    side = max(1, int(np.sqrt(max(_LARGEST * rows * cols, _SMALLEST))) - 2 * pad_px)
+    field = (doubt.shape[1], doubt.shape[2])
     found: list[PixelRegion] = []
-    for number, place in enumerate(find_objects(places), start=1):
-        for r in range(place[0].start, place[0].stop, side):
-            for c in range(place[1].start, place[1].stop, side):
-                part = (
-                    slice(r, min(r + side, place[0].stop)),
-                    slice(c, min(c + side, place[1].stop)),
-                )
-                here = doubt[:, *part] & (places[part] == number)
-                by_pixel = here.sum(axis=0)
-                pixels = int((by_pixel > 0).sum())
-                if pixels < min_pixels:
-                    continue
-                by_element = here.sum(axis=(1, 2))
-                which = int(by_element.argmax())
-                # A box that gives way to another keeps its peak: it must be one of that element.
-                at = np.where(here[which], by_pixel, 0)
-                row, col = np.unravel_index(int(at.argmax()), at.shape)
-                inside = np.argwhere(by_pixel > 0) + (r, c)
-                (r0, c0), (r1, c1) = inside.min(axis=0), inside.max(axis=0)
-                box = (
-                    max(0, int(r0) - pad_px),
-                    min(rows, int(r1) + 1 + pad_px),
-                    max(0, int(c0) - pad_px),
-                    min(cols, int(c1) + 1 + pad_px),
-                )
-                who = names[which] if names is not None else f"element {which}"
-                reason = (
-                    f"the result is not to be trusted here: {pixels} pixels in doubt, most of "
-                    f"them ({int(by_element[which])}) for {who}"
-                )
-                score = float(by_element.sum())
-                peak = (r + int(row), c + int(col))
-                found.append(PixelRegion(box, score, 0.0, peak, which, 0.0, reason))
-    return _merge(found, (rows, cols))[:max_regions]
+    places = np.asarray(doubt.any(axis=0))
+    for box, part, inside in boxed_parts(places, min_pixels=min_pixels, pad_px=pad_px):
+        here = doubt[:, *part] & inside
+        by_pixel, by_element = here.sum(axis=0), here.sum(axis=(1, 2))
+        which = int(by_element.argmax())
+        # A box that gives way to another keeps its peak: it must be one of that element.
+        at = np.where(here[which], by_pixel, 0)
+        row, col = np.unravel_index(int(at.argmax()), at.shape)
+        who = names[which] if names is not None else f"element {which}"
+        reason = (
+            f"the result is not to be trusted here: {int((by_pixel > 0).sum())} pixels in doubt, "
+            f"most of them ({int(by_element[which])}) for {who}"
+        )
+        peak = (part[0].start + int(row), part[1].start + int(col))
+        found.append(PixelRegion(box, float(by_element.sum()), 0.0, peak, which, 0.0, reason))
+    return merged(found, field)[:max_regions]
 
 
 def significance_map(
     counts: ArrayLike,
     *,
     measured: ArrayLike | None = None,
+    exposure: ArrayLike | None = None,
     scale_px: float | Sequence[float] = (0.7, 1.2, 2.0, 3.3),
 ) -> NDArray[np.float32]:
     """Significance of a compact excess at every pixel, the best over the template scales.
 
     Parameters
     ----------
-    counts, measured, scale_px
+    counts, measured, exposure, scale_px
         As for `find_regions`.
 
     Returns
@@ -283,77 +253,146 @@ def significance_map(
     ndarray of float32, shape (element, row, col)
         Standard deviations; 0 where nothing was measured.
     """
-    maps, mask = _checked(counts, measured)
-    sums = Integrals(maps, mask)
+    maps, light, _ = _checked(counts, measured, exposure)
+    sums = Integrals(maps, light)
     best = np.zeros(maps.shape, dtype=np.float32)
-    for scale in np.atleast_1d(np.asarray(scale_px, dtype=float)):
-        np.maximum(best, excess(maps, mask, sums, None, float(scale)).significance, out=best)
+    for scale in _scales(scale_px):
+        np.maximum(best, excess(maps, light, sums, None, scale).significance, out=best)
     return best
 
 
 def _checked(
-    counts: ArrayLike, measured: ArrayLike | None
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    counts: ArrayLike, measured: ArrayLike | None, exposure: ArrayLike | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Counts, 0 where not measured; exposure relative to the typical one, 0 there; elements that have any."""
     maps = np.asarray(counts, dtype=np.float32)
     if maps.ndim == 2:
         maps = maps[None]
     if maps.ndim != 3 or maps.size == 0:
         raise ValueError(f"counts must have shape (element, row, col), got {maps.shape}")
-    mask = np.asarray(np.isfinite(maps).all(axis=0))
+    finite = np.isfinite(maps)
+    alive = np.asarray(finite.any(axis=(1, 2)))
+    mask = np.asarray(finite[alive].all(axis=0)) if alive.any() else np.zeros(maps.shape[1:], bool)
     if measured is not None:
         given = np.asarray(measured, dtype=bool)
         if given.shape != maps.shape[1:]:
             raise ValueError(f"measured has shape {given.shape}, the map {maps.shape[1:]}")
         mask &= given
-    maps = np.where(mask, maps, 0)
+    maps = np.where(mask & alive[:, None, None], maps, np.float32(0))
     if maps.min() < 0:
         raise ValueError(
             f"counts must be >= 0, the least is {maps.min():g}; give raw counts, not values with "
             "background subtracted (that goes in `background`)"
         )
-    return maps, mask
+    light = mask[None].astype(np.float32)
+    if exposure is not None:
+        light = light * _relative(exposure, maps.shape, mask)
+        maps = np.where(light > 0, maps, np.float32(0))
+    return maps, light * _rows_alive(maps, light), alive
 
 
-def _merge(found: list[PixelRegion], field: tuple[int, int]) -> list[PixelRegion]:
-    """Strongest first. Overlapping boxes become one, unless that would be a large part of the
-    field: then the weaker one gives way, and goes if its peak does not survive that."""
-    limit = max(_LARGEST * field[0] * field[1], _SMALLEST)
-    kept: list[PixelRegion] = []
-    for region in sorted(found, key=lambda r: (-r.score, r.element, r.peak)):
-        current: PixelRegion | None = region
-        while current is not None:
-            overlap = next((k for k in kept if _overlaps(k.box, current.box)), None)
-            if overlap is None:
-                kept.append(current)
-                break
-            a, b = overlap.box, current.box
-            box = (min(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), max(a[3], b[3]))
-            if (box[1] - box[0]) * (box[3] - box[2]) <= limit:
-                kept.remove(overlap)
-                best = overlap if overlap.score >= current.score else current
-                current = replace(best, box=box)
-            else:
-                current = _trimmed(current, overlap.box)
-    return sorted(kept, key=lambda r: (-r.score, r.element, r.peak))
+def _relative(
+    exposure: ArrayLike, shape: tuple[int, ...], mask: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Exposure over the typical one, shape (1 or element, row, col), 0 where there was next to none."""
+    given = np.asarray(exposure, dtype=np.float64)
+    if given.shape not in (shape, shape[1:]):
+        raise ValueError(f"exposure has shape {given.shape}, the map {shape}")
+    given = np.where(np.isfinite(given), given, 0.0).reshape(-1, *shape[1:])
+    if given.min() < 0:
+        raise ValueError(f"exposure must be >= 0, the least is {given.min():g}")
+    relative = np.zeros(given.shape, dtype=np.float32)
+    for one, out in zip(given, relative, strict=True):
+        lit = one[mask & (one > 0)]
+        if lit.size:
+            out[...] = one / float(np.median(lit))
+    # What hardly got light in one element was not measured for any: the maps share one field.
+    return relative * (relative >= _LIT).all(axis=0)
 
 
-def _trimmed(region: PixelRegion, taken: tuple[int, int, int, int]) -> PixelRegion | None:
-    """The largest part of a region's box outside `taken` that still holds its peak."""
-    (r0, r1, c0, c1), (t0, t1, s0, s1) = region.box, taken
-    row, col = region.peak
-    parts = [(r0, min(r1, t0), c0, c1), (max(r0, t1), r1, c0, c1)]
-    parts += [(r0, r1, c0, min(c1, s0)), (r0, r1, max(c0, s1), c1)]
-    holding = [p for p in parts if p[0] <= row < p[1] and p[2] <= col < p[3]]
-    if not holding:
+def _rows_alive(maps: NDArray[np.float32], light: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """False in rows that are empty in all elements between others that are not: a detector that was off."""
+    by_row = maps.sum(axis=(0, 2), dtype=np.float64)
+    measured = light.any(axis=(0, 2))
+    alive = np.ones((len(by_row), 1), dtype=bool)
+    rows = np.flatnonzero(measured & (by_row > 0))
+    if rows.size:
+        typical = float(np.median(by_row[rows]))
+        between = np.arange(rows[0], rows[-1] + 1)
+        if typical >= _DEAD_ROW:
+            alive[between[by_row[between] == 0]] = False
+    return alive
+
+
+def _scales(scale_px: float | Sequence[float]) -> list[float]:
+    scales = [float(s) for s in np.atleast_1d(np.asarray(scale_px, dtype=float))]
+    if not scales or not all(0 < s < np.inf for s in scales):
+        raise ValueError(f"scale_px must be > 0, got {scale_px}")
+    return scales
+
+
+def _searched(element: int | Sequence[int] | str | None, n_elements: int) -> list[int]:
+    if element is None or element in ("any", "unlike"):
+        return list(range(n_elements))
+    if isinstance(element, str):
+        raise ValueError(f"element must be an index, several, 'any' or 'unlike', got {element!r}")
+    wanted = [element] if isinstance(element, int | np.integer) else list(element)
+    return list(dict.fromkeys(_existing(wanted, n_elements)))
+
+
+def _existing(elements: Sequence[int], n_elements: int) -> list[int]:
+    for one in elements:
+        if not 0 <= one < n_elements:
+            raise ValueError(f"element {one} does not exist; the map has {n_elements}")
+    return [int(one) for one in elements]
+
+
+def _known(
+    background: ArrayLike | None,
+    variance: ArrayLike | None,
+    groups: Sequence[tuple[int, ...]],
+    light: NDArray[np.float32],
+    shape: tuple[int, int, int],
+) -> Floor | None:
+    """The background given, for every map that is searched, 0 where not measured."""
+    if background is None:
         return None
-    return replace(region, box=max(holding, key=lambda p: (p[1] - p[0]) * (p[3] - p[2])))
+    mask = (light > 0).any(axis=0)
+
+    def of_groups(x: ArrayLike | None) -> NDArray[np.float32]:
+        if x is None:
+            return np.zeros((len(groups), *shape[1:]), dtype=np.float32)
+        given = np.asarray(x, dtype=np.float32)
+        if given.ndim == 2:
+            given = given[None]
+        if given.shape != shape:
+            raise ValueError(f"background has shape {given.shape}, the map {shape}")
+        # Estimated from both sides of a peak it may come out below nothing.
+        given = np.where(mask & np.isfinite(given), np.maximum(given, 0), np.float32(0))
+        return np.stack([given[list(group)].sum(axis=0) for group in groups])
+
+    return Floor(of_groups(background), of_groups(variance))
 
 
-def _explains(finer: PixelRegion, element: int, row: int, col: int, scale: float) -> bool:
+def _of_element(
+    region: PixelRegion, maps: NDArray[np.float32], groups: Sequence[tuple[int, ...]]
+) -> PixelRegion:
+    """What was found in a sum belongs to the element that stands out most in its box."""
+    group = groups[region.element]
+    if len(group) == 1:
+        return region
+    r0, r1, c0, c1 = region.box
+    own = maps[list(group)].astype(np.float64)
+    usual = own.mean(axis=(1, 2))
+    above = (own[:, r0:r1, c0:c1].mean(axis=(1, 2)) - usual) / np.sqrt(np.maximum(usual, 1e-9))
+    return replace(region, element=group[int(above.argmax())])
+
+
+def _explains(
+    finer: PixelRegion, element: int, row: int, col: int, scale: float, strength: float
+) -> bool:
     if finer.element != element or finer.scale >= scale:
         return False
-    return np.hypot(finer.peak[0] - row, finer.peak[1] - col) <= 2.5 * scale
-
-
-def _overlaps(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
+    if strength > _STRONGER * finer.significance:
+        return False  # a speck of noise on something wide
+    return bool(np.hypot(finer.peak[0] - row, finer.peak[1] - col) <= 2.5 * scale)

@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from inscan.models import n2n, regions, subspace, superres, xanes
+from inscan.models import n2n, subspace, superres, xanes
 from inscan.models.channels import ChannelSum, sum_channels
 from inscan.models.estimate import Estimate
 from inscan.service.fitting import Keeper, account, denoiser_of, given, offered
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
+from inscan.service.recipe_regions import binned, map_regions, wanted_of
 from inscan.service.recipe_spectral import cube_arrays, denoise_cube, line_maps
 
 LEVEL = 0.9
@@ -76,7 +76,8 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
 def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     _need(job, arrays, "counts", "exposure", "measured")
     names, measured = list(job.meta["elements"]), np.asarray(arrays["measured"], dtype=bool)
-    total, raw = _channel_sum(arrays)
+    summed = _summed(arrays)
+    raw = _raw(summed, arrays)
     denoiser = denoiser_of(job, arrays, progress)
     start = offered(arrays, denoiser)
     keeper = Keeper(job, denoiser, *([start] if start else []))
@@ -92,7 +93,7 @@ def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
         **_arguments(job),
     )
     progress(0.8)
-    found = _regions(job, total, measured, estimate.doubtful, names)
+    found = _regions(job, summed, arrays, estimate, names)
     progress(0.9)
     results = _with_interval(estimate, raw, _MAP, "counts/s", names)
     results.append(ResultArray("measured", _PLANE, "", measured))
@@ -109,7 +110,8 @@ def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
 def _superres(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
     _need(job, arrays, "counts", "exposure", "measured")
     names, measured = list(job.meta["elements"]), np.asarray(arrays["measured"], dtype=bool)
-    total, _ = _channel_sum(arrays)
+    summed = _summed(arrays)
+    total = summed.counts
     parameters: dict[str, Any] = {"factor": 2} | _arguments(job)
     named = given(arrays, "named")
     if named is not None:
@@ -117,12 +119,8 @@ def _superres(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
     estimate = superres.upscale(total, measured=measured, **parameters)
     progress(0.8)
     factor = estimate.values.shape[1] // total.shape[1]
-    doubtful = estimate.doubtful
-    if doubtful is not None:
-        # A survey pixel is in doubt when any of its parts is.
-        split = (len(names), total.shape[1], factor, total.shape[2], factor)
-        doubtful = np.asarray(doubtful.reshape(split).any(axis=(2, 4)))
-    found = _regions(job, total, measured, doubtful, names)
+    coarse = binned(estimate, factor)
+    found = _regions(job, summed, arrays, coarse, names)
     fine = np.ones((1, factor, factor), dtype=np.float32)
     results = _with_interval(
         estimate,
@@ -186,7 +184,7 @@ def _spectral(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
     progress(0.8)
     weights = np.asarray(job.meta["line_weights"], dtype=np.float64)
     lines = line_maps(counts, cube, weights, summed.exposure.mean(axis=0))
-    found = _regions(job, summed.counts, measured, lines.estimate.doubtful, names)
+    found = _regions(job, summed, arrays, lines.estimate, names)
     results = _with_interval(lines.estimate, lines.raw, _MAP, "counts/s", names)
     results += cube_arrays(counts, cube)
     results.append(ResultArray("measured", _PLANE, "", measured))
@@ -249,23 +247,21 @@ def _chemistry(
     return results
 
 
-def _channel_sum(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of the healthy channels together, and the same as a count rate (the raw map people know).
+def _raw(summed: ChannelSum, arrays: Arrays) -> np.ndarray:
+    """The raw map people know: counts/s of the channel sum at the reference I0, background removed.
 
     Returns
     -------
-    total, raw : ndarray of float32, shape (element, row, col)
-        Counts, 0 where nothing was measured; and counts/s of the channel sum at the reference I0, background
-        removed, NaN where nothing was measured.
+    ndarray of float32, shape (element, row, col)
+        NaN where nothing was measured.
     """
     measured = np.asarray(arrays["measured"], dtype=bool)
-    summed = _summed(arrays)
     net = summed.counts
     if "background" in arrays:
         net = net - np.where(measured, arrays["background"], 0)[summed.used].sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         raw = np.where(summed.exposure > 0, net / summed.exposure, np.nan)
-    return summed.counts, raw.astype(np.float32)
+    return raw.astype(np.float32)
 
 
 def _summed(arrays: Arrays) -> ChannelSum:
@@ -277,47 +273,32 @@ def _summed(arrays: Arrays) -> ChannelSum:
 
 def _regions(
     job: InferenceJob,
-    total: np.ndarray,
-    measured: np.ndarray,
-    doubtful: np.ndarray | None,
+    summed: ChannelSum,
+    arrays: Arrays,
+    estimate: Estimate,
     names: list[str],
 ) -> list[dict[str, Any]]:
-    """Pixel boxes worth measuring again, for first results whose profile wants them: what stands out in the counts (not
-    in the estimate), and what the estimate itself calls doubtful."""
-    wanted = job.meta.get("rescan")
-    rescan = job.meta.get("purpose") == "fine" or job.meta.get("parent_uid")
-    if job.kind != "final" or job.refines or rescan or not wanted or not measured.any():
+    """Places worth measuring again, for first results whose profile wants them: from the counts, and from an estimate
+    on the survey's grid."""
+    if (wanted := wanted_of(job)) is None:
         return []
-    found: list[dict[str, Any]] = []
-    for target in wanted.get("targets", ("spots",)):
-        if target == "spots":
-            found += _spots(wanted, total, measured, names)
-        elif doubtful is not None:
-            boxes = regions.doubtful_regions(
-                doubtful, measured=measured, max_regions=int(wanted["max_regions"]), names=names
-            )
-            found += [asdict(box) | {"target": target, "element_name": "doubt"} for box in boxes]
-    return found
-
-
-def _spots(
-    wanted: Mapping[str, Any], total: np.ndarray, measured: np.ndarray, names: list[str]
-) -> list[dict[str, Any]]:
-    chosen = [names.index(name) for name in wanted.get("elements") or () if name in names]
-    searched = chosen or list(range(len(names)))
-    boxes = regions.find_regions(
-        total[searched],
-        element="any" if chosen else "unlike",
-        measured=measured,
-        scale_px=(0.7 * wanted["scale"], wanted["scale"], 1.6 * wanted["scale"]),
-        max_regions=int(wanted["max_regions"]),
-        min_score=wanted.get("min_score"),
-        names=[names[k] for k in searched],
+    measured = np.asarray(arrays["measured"], dtype=bool)
+    known = {
+        name: np.where(measured, arrays[name], 0)[summed.used].sum(axis=0)
+        for name in ("background", "background_variance")
+        if name in arrays
+    }
+    return map_regions(
+        wanted,
+        summed.counts,
+        summed.exposure,
+        measured,
+        estimate.values,
+        estimate.sigma,
+        estimate.doubtful,
+        names,
+        **known,
     )
-    return [
-        asdict(box) | {"target": "spots", "element_name": names[searched[box.element]]}
-        for box in boxes
-    ]
 
 
 def _with_interval(

@@ -1,0 +1,200 @@
+"""Places worth measuring again, as results carry them: what the models find, by the target it was looked for.
+
+Each is `dataclasses.asdict` of a `PixelRegion` (a box of survey pixels, half-open) and `target`, `element_name`,
+`light` and `background` (mean raw counts per survey pixel and line inside the box, and the same expected from its
+surroundings), `relative_sigma` (median sigma over value per line inside the box, where the line is present) and, for
+precision, `wanted`. Mappings are empty where nothing is known.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inscan.models.estimate import Estimate
+from inscan.models.precision_regions import precision_regions, present_lines
+from inscan.models.regions import PixelRegion, doubtful_regions, find_regions
+from inscan.service.messages import InferenceJob
+
+__all__ = ["binned", "map_regions", "wanted_of"]
+
+_RING = 3  # pixels around a box that say what it would hold if nothing were there
+_LEAST_RING = 8
+
+
+def wanted_of(job: InferenceJob) -> Mapping[str, Any] | None:
+    """What the profile looks for in this run.
+
+    Returns
+    -------
+    mapping or None
+        `job.meta["rescan"]`; None for snapshots, repeated results and rescans, which name no places.
+    """
+    wanted = job.meta.get("rescan")
+    rescan = job.meta.get("purpose") == "fine" or job.meta.get("parent_uid")
+    if job.kind != "final" or job.refines or rescan or not wanted:
+        return None
+    return wanted
+
+
+def map_regions(
+    wanted: Mapping[str, Any],
+    counts: NDArray[np.floating],
+    exposure: NDArray[np.floating] | None,
+    measured: NDArray[np.bool_],
+    values: NDArray[np.floating],
+    sigma: NDArray[np.floating],
+    doubtful: NDArray[np.bool_] | None,
+    names: Sequence[str],
+    *,
+    background: NDArray[np.floating] | None = None,
+    background_variance: NDArray[np.floating] | None = None,
+) -> list[dict[str, Any]]:
+    """Places of an element map: at most `max_regions` of each target, in the order of the targets.
+
+    Parameters
+    ----------
+    wanted : mapping
+        `looked_for` of the run: targets, elements, together, scale, max_regions, min_score, precision.
+    counts : ndarray, shape (element, row, col)
+        Raw counts of the channel sum on the survey's grid, background kept; 0 or NaN where not measured.
+    exposure : ndarray, shape (row, col) or that of `counts`, or None
+        Relative exposure of these counts. None: even.
+    measured : ndarray of bool, shape (row, col)
+    values, sigma : ndarray, shape (element, row, col)
+        Estimate on the survey's grid, in any unit: only their ratio counts.
+    doubtful : ndarray of bool, shape (element, row, col), or None
+    names : sequence of str
+        Lines, in the order of the elements.
+    background, background_variance : ndarray, shape (element, row, col), optional
+        Counts known not to come from the line, and their variance.
+
+    Returns
+    -------
+    list of dict
+    """
+    if not measured.any():
+        return []
+    most, targets = int(wanted["max_regions"]), wanted.get("targets", ("spots",))
+    counts = np.where(measured & np.isfinite(counts), np.maximum(counts, 0), 0).astype(np.float32)
+    present = present_lines(
+        values, sigma, counts=counts, exposure=exposure, background=background, measured=measured
+    )
+    found: list[tuple[PixelRegion, str, str, dict[str, Any]]] = []
+    if "spots" in targets:
+        chosen = [names.index(name) for name in wanted.get("elements") or () if name in names]
+        scale = float(wanted["scale"])
+        boxes = find_regions(
+            counts,
+            element=chosen or "unlike",
+            together=[names.index(name) for name in wanted.get("together") or () if name in names],
+            measured=measured,
+            exposure=exposure,
+            background=background,
+            background_variance=background_variance,
+            scale_px=(0.7 * scale, scale, 1.6 * scale),
+            max_regions=most,
+            min_score=wanted.get("min_score"),
+            pad_px=0,  # the profile's `margin` is added where boxes become regions of the sample
+            names=names,
+        )
+        found += [(box, "spots", names[box.element], {}) for box in boxes]
+    if "doubt" in targets and doubtful is not None:
+        boxes = doubtful_regions(
+            doubtful, measured=measured, max_regions=most, pad_px=0, names=names
+        )
+        found += [(box, "doubt", "doubt", {}) for box in boxes]
+    asked = {
+        names.index(name): float(share)
+        for name, share in (wanted.get("precision") or {}).items()
+        if name in names
+    }
+    if "precision" in targets and asked:
+        for one in precision_regions(
+            values,
+            sigma,
+            asked,
+            present=present,
+            max_regions=most,
+            pad_px=0,
+            names=names,
+        ):
+            shares = {names[k]: share for k, share in one.wanted.items()}
+            found.append((one.region, "precision", names[one.region.element], {"wanted": shares}))
+    found.sort(key=lambda one: list(targets).index(one[1]))
+    light = None if exposure is None else np.broadcast_to(exposure, counts.shape)
+    return [
+        asdict(box)
+        | {"target": target, "element_name": name}
+        | _lights(box, counts, light, measured, names)
+        | {"relative_sigma": _relative_sigma(box, values, sigma, present, names)}
+        | more
+        for box, target, name, more in found
+    ]
+
+
+def binned(estimate: Estimate, factor: int) -> Estimate:
+    """A finer map's estimate on the survey's grid, which its places are named on.
+
+    Its errors are those of the survey pixel below it, shared by the parts: they do not average out. A survey pixel is
+    in doubt when any of its parts is.
+    """
+    elements, rows, cols = estimate.values.shape
+    split = (elements, rows // factor, factor, cols // factor, factor)
+    values = estimate.values.reshape(split).mean(axis=(2, 4))
+    sigma = np.sqrt(np.square(estimate.sigma).reshape(split).mean(axis=(2, 4)))
+    doubtful = estimate.doubtful
+    if doubtful is not None:
+        doubtful = np.asarray(doubtful.reshape(split).any(axis=(2, 4)))
+    return Estimate(values, sigma, estimate.report, estimate.calibration, doubtful)
+
+
+def _lights(
+    region: PixelRegion,
+    counts: NDArray[np.float32],
+    exposure: NDArray[np.floating] | None,
+    measured: NDArray[np.bool_],
+    names: Sequence[str],
+) -> dict[str, dict[str, float]]:
+    """Mean counts per pixel inside the box, and what its surroundings would give at the same exposure."""
+    inside = np.zeros(measured.shape, dtype=bool)
+    around = np.zeros(measured.shape, dtype=bool)
+    r0, r1, c0, c1 = region.box
+    inside[r0:r1, c0:c1] = True
+    around[max(0, r0 - _RING) : r1 + _RING, max(0, c0 - _RING) : c1 + _RING] = True
+    inside, around = inside & measured, around & ~inside & measured
+    if around.sum() < _LEAST_RING:
+        around = measured & ~inside  # the box takes up nearly all of the field
+    light: dict[str, float] = {}
+    background: dict[str, float] = {}
+    for k, name in enumerate(names):
+        if not inside.any():
+            continue
+        light[name] = float(counts[k][inside].mean())
+        if not around.any():
+            continue
+        level = float(counts[k][around].sum(dtype=np.float64))
+        if exposure is None:
+            background[name] = level / int(around.sum())
+        elif (lit := float(exposure[k][around].sum())) > 0:
+            background[name] = level / lit * float(exposure[k][inside].mean())
+    return {"light": light, "background": background}
+
+
+def _relative_sigma(
+    region: PixelRegion,
+    values: NDArray[np.floating],
+    sigma: NDArray[np.floating],
+    present: NDArray[np.bool_],
+    names: Sequence[str],
+) -> dict[str, float]:
+    r0, r1, c0, c1 = region.box
+    found: dict[str, float] = {}
+    for k, name in enumerate(names):
+        there = present[k, r0:r1, c0:c1]
+        if there.any():
+            value, spread = values[k, r0:r1, c0:c1][there], sigma[k, r0:r1, c0:c1][there]
+            found[name] = float(np.median(spread / value))
+    return found
