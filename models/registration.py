@@ -20,7 +20,14 @@ from scipy.optimize import minimize
 
 from inscan.models.superres_input import Sampling
 
-__all__ = ["CountGrid", "Registration", "axis_weights", "likeliest_shift"]
+__all__ = [
+    "Comparison",
+    "CountGrid",
+    "Registration",
+    "axis_weights",
+    "compare",
+    "likeliest_shift",
+]
 
 _LEAST_OVERLAP = 8  # coarse pixels along a side
 _GRID_STEP = 0.25  # coarse pixels between the shifts tried first
@@ -71,6 +78,8 @@ class Registration:
         away; infinite when there is none.
     at_rim : bool
         The best shift lies at the end of what was searched.
+    minus_two_log : float
+        -2 log likelihood for each coarse pixel inside, by which ways of sampling compare.
     """
 
     shift: NDArray[np.float64]
@@ -81,6 +90,27 @@ class Registration:
     inside: NDArray[np.bool_]
     lead: float
     at_rim: bool
+    minus_two_log: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Coarse counts beside what the fine map makes of them, under one shift.
+
+    Attributes
+    ----------
+    inside : ndarray of bool, shape (coarse row, coarse col)
+        Coarse pixels that the fine map covers wholly; the others are 0 in all of these.
+    counts, expected : ndarray of float64, shape (element, coarse row, coarse col)
+        Counts, and those that the fine rates predict for the coarse exposure.
+    noise : ndarray of float64, same shape
+        Variance of `expected`.
+    """
+
+    inside: NDArray[np.bool_]
+    counts: NDArray[np.float64]
+    expected: NDArray[np.float64]
+    noise: NDArray[np.float64]
 
 
 def axis_weights(
@@ -127,7 +157,12 @@ def axis_weights(
 
 
 def likeliest_shift(
-    coarse: CountGrid, fine: CountGrid, sampling: Sampling, max_shift: float
+    coarse: CountGrid,
+    fine: CountGrid,
+    sampling: Sampling,
+    max_shift: float,
+    *,
+    least_overlap: int = _LEAST_OVERLAP,
 ) -> Registration | None:
     """Register `fine` to `coarse`.
 
@@ -139,14 +174,17 @@ def likeliest_shift(
         How the coarse map was sampled (see `superres_input.ForwardModel`).
     max_shift : float
         In coarse pixels, along each axis.
+    least_overlap : int
+        Coarse pixels along each side that must be covered for a shift to be considered.
 
     Returns
     -------
     Registration or None
-        None when no shift gives an overlap of 8 coarse pixels along each side.
+        None when no shift gives that overlap.
     """
     steps = np.abs(coarse.steps)
-    found = _optimum(_Likelihood(coarse, fine, sampling), steps, max_shift)
+    problem = _Likelihood(coarse, fine, sampling, least_overlap)
+    found = _optimum(problem, steps, max_shift)
     if found is None:
         return None
     best, error, lead, at_rim = found
@@ -154,16 +192,36 @@ def likeliest_shift(
     rng = np.random.default_rng(0)
     halves = [_halved(grid, rng) for grid in (coarse, fine)]
     apart = [
-        _optimum(_Likelihood(halves[0][i], halves[1][i], sampling), steps, max_shift)
+        _optimum(_Likelihood(halves[0][i], halves[1][i], sampling, least_overlap), steps, max_shift)
         for i in range(2)
     ]
     if apart[0] is None or apart[1] is None:
         return None
     error = np.maximum(error, np.abs(apart[0][0] - apart[1][0]) / 2)
-    problem = _Likelihood(coarse, fine, sampling)
     inside = problem.inside(best)
     chi2, ratio, ratio_error = problem.agreement(best, inside)
-    return Registration(best, error, chi2, ratio, ratio_error, inside, lead, at_rim)
+    fit = problem.minus_two_log(best, inside) / max(float(inside.sum()), 1.0)
+    return Registration(best, error, chi2, ratio, ratio_error, inside, lead, at_rim, fit)
+
+
+def compare(
+    coarse: CountGrid, fine: CountGrid, sampling: Sampling, shift: NDArray[np.float64]
+) -> Comparison:
+    """Predict coarse counts from a fine map under a given shift; arguments as `likeliest_shift`.
+
+    Parameters
+    ----------
+    shift : ndarray of float64, shape (2,)
+        Added to the fine map's positions, in the units of the grids.
+    """
+    problem = _Likelihood(coarse, fine, sampling)
+    inside = problem.inside(shift)
+    whole = [np.zeros(coarse.counts.shape) for _ in range(3)]
+    if inside.any():
+        counts, expected, _, noise = problem.terms(shift, inside)
+        for out, values in zip(whole, (counts, expected, noise), strict=True):
+            out[:, inside] = values
+    return Comparison(inside, *whole)
 
 
 def _halved(grid: CountGrid, rng: np.random.Generator) -> tuple[CountGrid, CountGrid]:
@@ -211,8 +269,15 @@ def _optimum(
 class _Likelihood:
     """-2 log likelihood of the coarse counts under a shift of the fine map."""
 
-    def __init__(self, coarse: CountGrid, fine: CountGrid, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        coarse: CountGrid,
+        fine: CountGrid,
+        sampling: Sampling,
+        least_overlap: int = _LEAST_OVERLAP,
+    ) -> None:
         self.coarse, self.fine = coarse, fine
+        self.least_overlap = least_overlap
         self.integrated = {
             "box": (True, True),
             "fly": (False, True),
@@ -243,7 +308,7 @@ class _Likelihood:
         covered = rows @ self.seen @ cols.T
         return (covered > 1 - 1e-6) & (self.coarse.exposure > 0)
 
-    def _terms(
+    def terms(
         self, shift: NDArray[np.float64], inside: NDArray[np.bool_]
     ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         """Counts; what the fine map makes of them; variance of the first, of the second."""
@@ -260,7 +325,7 @@ class _Likelihood:
 
     def minus_two_log(self, shift: NDArray[np.float64], inside: NDArray[np.bool_]) -> float:
         """Up to what does not depend on the shift."""
-        counts, expected, counting, noise = self._terms(shift, inside)
+        counts, expected, counting, noise = self.terms(shift, inside)
         ratio = _ratio(counts, expected)[:, None]
         variance = counting + ratio**2 * noise
         square = (counts - ratio * expected) ** 2
@@ -269,14 +334,14 @@ class _Likelihood:
     def mean(self, shift: NDArray[np.float64]) -> float:
         """For each coarse pixel covered, NaN when they are too few."""
         inside = self.inside(shift)
-        if min(inside.any(axis=1).sum(), inside.any(axis=0).sum()) < _LEAST_OVERLAP:
+        if min(inside.any(axis=1).sum(), inside.any(axis=0).sum()) < self.least_overlap:
             return np.nan
         return self.minus_two_log(shift, inside) / float(inside.sum())
 
     def agreement(
         self, shift: NDArray[np.float64], inside: NDArray[np.bool_]
     ) -> tuple[NDArray, NDArray, NDArray]:
-        counts, expected, counting, noise = self._terms(shift, inside)
+        counts, expected, counting, noise = self.terms(shift, inside)
         ratio = _ratio(counts, expected)
         r = ratio[:, None]
         chi2 = ((counts - r * expected) ** 2 / (counting + r**2 * noise)).mean(axis=1)

@@ -1,0 +1,241 @@
+"""Where a fine map lies on a survey, and whether their counts say the same there.
+
+A stage does not come back to the same place, a sample drifts, and what a beam has damaged is not what it was. Before
+counts are added up the fine map is registered to the survey (`inscan.models.registration`), its rates are brought to
+the survey's beam by one factor common to all elements, and what is then left between the two is held against counting
+noise (`inscan.models.composite_agreement`).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inscan.models.composite_agreement import Agreement, agreement, worst_chi2
+from inscan.models.composite_layer import Layer, Placement
+from inscan.models.registration import (
+    CountGrid,
+    Registration,
+    compare,
+    likeliest_shift,
+)
+from inscan.models.superres_input import Sampling
+
+__all__ = ["place"]
+
+_LEAST_OVERLAP = 4  # survey pixels along a side
+_BEYOND = 1.0  # survey pixels that are searched beyond the largest shift that is followed
+_WORST_ERROR = 0.35  # of a survey pixel
+_CLEAR = 9.0  # in -2 log likelihood, over a second place
+_FINER = 1.5  # from this ratio of steps on it matters how the survey samples
+_MARGIN = 3  # survey pixels around what the fine map can cover
+
+
+def place(survey: Layer, fine: Layer, *, max_shift: float) -> Placement:
+    """Find a fine map on the survey and compare the two.
+
+    Parameters
+    ----------
+    survey, fine : Layer
+        Of the same elements.
+    max_shift : float
+        Largest shift that is followed, in survey pixels.
+
+    Returns
+    -------
+    Placement
+
+    Raises
+    ------
+    ValueError
+        When their elements differ.
+    """
+    if survey.elements != fine.elements:
+        raise ValueError(
+            f"{fine.name} has {fine.elements}, {survey.name} has {survey.elements}: give the same elements"
+        )
+    steps = survey.steps
+    ratio = np.abs(steps / fine.steps)
+    if ratio.min() < 0.98:
+        return _unused(
+            survey,
+            fine,
+            f"its step is {1 / ratio.min():.2f} times the survey's: it is no finer map",
+        )
+    low, corner = _window(survey, fine, max_shift)
+    if low is None:
+        return _unused(survey, fine, "it does not lie on the survey")
+    high = _grid(fine)
+    sampling: Sampling = "box"
+    found = _registered(low, high, sampling, max_shift)
+    if found is not None and ratio.max() >= _FINER and found.chi2.max() > _worst(found):
+        # A survey whose beam is narrower than its step saw points, not the mean over its pixels.
+        for other in ("point", "fly"):
+            tried = _registered(low, high, other, max_shift)
+            if tried is not None and tried.minus_two_log < found.minus_two_log - _CLEAR / max(
+                1, int(tried.inside.sum())
+            ):
+                found, sampling = tried, other
+    doubt = _doubt(found, steps)
+    beyond = (
+        not doubt and found is not None and bool((np.abs(found.shift / steps) > max_shift).any())
+    )
+    if beyond and found is not None:
+        far = found.shift / steps
+        reason = (
+            f"the place lies {far[0]:.2f} rows and {far[1]:.2f} columns of the survey away, more than the"
+            f" {max_shift:g} survey pixels that are followed"
+        )
+        return _unused(survey, fine, reason, found)
+    shift, error = np.zeros(2), np.full(2, np.inf)
+    if not doubt and found is not None:
+        shift, error = np.asarray(found.shift), np.asarray(found.error)
+        # What is not beyond its own error is no drift.
+        shift = np.where(np.abs(shift) > 2 * error, shift, 0.0)
+    both = compare(low, high, sampling, shift)
+    if min(both.inside.any(axis=1).sum(), both.inside.any(axis=0).sum()) < 1:
+        return _unused(survey, fine, doubt or "it covers no pixel of the survey", found)
+    same = agreement(
+        both.counts, both.expected, both.noise, both.inside, fine, [1 / r for r in fine.relative]
+    )
+    if doubt and not same.agrees.any():
+        reason = f"{doubt}, and its counts are not the survey's where it was sent"
+        return _unused(survey, fine, reason, found)
+    return _placed(survey, fine, found, corner, sampling, shift, error, same, doubt)
+
+
+def _worst(found: Registration) -> float:
+    return worst_chi2(int(found.inside.sum()))
+
+
+def _registered(
+    low: CountGrid, high: CountGrid, sampling: Sampling, max_shift: float
+) -> Registration | None:
+    return likeliest_shift(low, high, sampling, max_shift + _BEYOND, least_overlap=_LEAST_OVERLAP)
+
+
+def _doubt(found: Registration | None, steps: NDArray[np.float64]) -> str:
+    """Why a registration cannot be believed, or nothing."""
+    if found is None:
+        return f"it covers less than {_LEAST_OVERLAP} survey pixels along a side"
+    error = float(np.max(np.abs(found.error / steps)))
+    if not error <= _WORST_ERROR:
+        known = f"to {error:.2f} survey pixels only" if np.isfinite(error) else "not at all"
+        return f"its place is known {known}: too few counts or too little structure"
+    if found.at_rim:
+        return "its place lies at the end of the range searched"
+    if found.lead < _CLEAR:
+        return "a second place fits as well"
+    return ""
+
+
+def _unused(
+    survey: Layer, fine: Layer, reason: str, found: Registration | None = None
+) -> Placement:
+    shape = (len(survey.elements), *np.shape(survey.exposure))
+    return Placement(
+        fine,
+        False,
+        False,
+        np.zeros(2) if found is None else np.asarray(found.shift),
+        np.full(2, np.inf) if found is None else np.asarray(found.error),
+        "box",
+        fine.relative[0],
+        np.zeros(len(survey.elements), dtype=bool),
+        np.zeros(shape, dtype=bool),
+        reason,
+        _figures(found, survey.steps),
+    )
+
+
+def _placed(
+    survey: Layer,
+    fine: Layer,
+    found: Registration | None,
+    corner: tuple[slice, slice],
+    sampling: Sampling,
+    shift: NDArray[np.float64],
+    error: NDArray[np.float64],
+    same: Agreement,
+    doubt: str,
+) -> Placement:
+    differs = np.zeros((len(survey.elements), *np.shape(survey.exposure)), dtype=bool)
+    differs[:, *corner] = same.differs
+    told = []
+    if doubt:
+        told.append(f"{doubt}; its counts agree with the survey's where it was sent")
+    elif shift.any():
+        px = shift / survey.steps
+        told.append(
+            f"it lies {px[0]:+.2f} rows and {px[1]:+.2f} columns of the survey from where it was sent"
+        )
+    else:
+        told.append("it lies where it was sent")
+    if sampling != "box":
+        told.append(
+            f"the survey's counts are explained by {sampling} sampling, not by the mean over its pixels"
+        )
+    told += same.reasons or ["its counts agree with the survey's within noise"]
+    figures = dict(_figures(found, survey.steps)) | {
+        "chi2": [round(float(c), 4) for c in same.chi2],
+        "ratio": [round(float(r), 5) for r in same.ratio],
+        "ratio_error": [round(float(r), 5) for r in same.ratio_error],
+        "common": round(same.common, 5),
+        "sampling": sampling,
+    }
+    return Placement(
+        fine,
+        not doubt,
+        True,
+        shift,
+        error,
+        sampling,
+        1 / same.common,
+        same.agrees,
+        differs,
+        "; ".join(told),
+        figures,
+    )
+
+
+def _figures(found: Registration | None, steps: NDArray[np.float64]) -> dict[str, object]:
+    if found is None:
+        return {}
+    return {
+        "shift_px": [round(float(s), 4) for s in found.shift / steps],
+        "shift_px_error": [
+            round(float(s), 4) if np.isfinite(s) else None for s in np.abs(found.error / steps)
+        ],
+        "lead": round(float(found.lead), 2) if np.isfinite(found.lead) else None,
+        "overlap_pixels": int(found.inside.sum()),
+    }
+
+
+def _grid(layer: Layer) -> CountGrid:
+    seen = layer.seen()
+    counts = np.where(seen, np.nan_to_num(np.asarray(layer.counts, dtype=np.float64)), 0.0)
+    exposure = np.where(seen, np.nan_to_num(np.asarray(layer.exposure, dtype=np.float64)), 0.0)
+    return CountGrid(counts, exposure, _spaced(layer.rows), _spaced(layer.cols))
+
+
+def _spaced(at: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.linspace(at[0], at[-1], len(at))
+
+
+def _window(
+    survey: Layer, fine: Layer, max_shift: float
+) -> tuple[CountGrid | None, tuple[slice, slice]]:
+    """The part of the survey that the fine map can cover, with a margin."""
+    whole = _grid(survey)
+    cuts = []
+    for at, own, step in zip(
+        (whole.rows, whole.cols), (fine.rows, fine.cols), survey.steps, strict=True
+    ):
+        reach = (max_shift + _BEYOND + _MARGIN) * abs(step)
+        near = np.flatnonzero((at >= own.min() - reach) & (at <= own.max() + reach))
+        if near.size < 2:
+            return None, (slice(0, 0), slice(0, 0))
+        cuts.append(slice(int(near[0]), int(near[-1]) + 1))
+    rows, cols = cuts
+    part = CountGrid(
+        whole.counts[:, rows, cols], whole.exposure[rows, cols], whole.rows[rows], whole.cols[cols]
+    )
+    return part, (rows, cols)
