@@ -57,6 +57,8 @@ def export(
     formats = list(dict.fromkeys(form or ["nexus"]))
     for wrong in (name for name in formats if name not in FORMATS):
         raise ValueError(f"no format {wrong!r}: --format takes {', '.join(FORMATS)}")
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: give a folder, the files get names of their own")
     settings = load_settings(config, state_dir=state)
     with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
         task = bar.add_task("export")

@@ -318,7 +318,8 @@ def _bar(
             nonlocal count
             count += 1
             reached = due.at / session.options.speed if timed else count
-            bars.update(task, completed=reached, count=count)
+            # Documents that a fault sends twice come on top of those that are stored.
+            bars.update(task, completed=reached, count=count, whole=max(count, len(recording)))
 
         yield progress
 
