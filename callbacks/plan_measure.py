@@ -55,6 +55,8 @@ class Measured:
         Fine runs of the same survey before, with which these are one composite.
     shift : (float, float) or None
         Drift against the survey that was followed last, slow and fast, in motor units.
+    failure : str
+        How a device failed for good, nothing where none did.
     lost : str
         Why it is not known any more where the sample is, nothing while it is.
     outcome : dict or None
@@ -70,6 +72,7 @@ class Measured:
     regions: dict[str, str] = field(default_factory=dict)
     earlier: list[str] = field(default_factory=list)
     shift: tuple[float, float] | None = None
+    failure: str = ""
     lost: str = ""
     outcome: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
@@ -234,6 +237,7 @@ class _Proposal:
                 self.note(f"Region {label}: {failure}")
                 if attempt <= retries:
                     continue
+                self.done.failure = failure
                 return f"{failure} (rescan.retries: {retries})"
             runs = self.execution.runs[begun:]
             if not runs:

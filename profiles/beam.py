@@ -13,9 +13,33 @@ from scipy.signal import lfilter
 
 from inscan.profiles.waiting import Ended, signal_value
 
-__all__ = ["Beam", "Scaler"]
+__all__ = ["Beam", "Light", "Scaler"]
 
 _KEEP = float(np.exp(-1 / 3000.0))  # the drift forgets where it was after 3000 exposures
+
+
+class Light:
+    """What decides whether there is any beam: the storage ring, and the shutter behind it.
+
+    Parameters
+    ----------
+    shutter
+        1: open, 0: closed.
+    ring_current
+        In mA.
+    nominal
+        Current at which the beam has its nominal intensity, mA.
+    """
+
+    def __init__(self, shutter: Signal, ring_current: Signal, nominal: float = 400.0) -> None:
+        self.shutter, self.ring_current = shutter, ring_current
+        self._nominal = nominal
+
+    def now(self) -> float:
+        """Return the share of the nominal beam that comes through."""
+        if not signal_value(self.shutter):
+            return 0.0
+        return max(0.0, signal_value(self.ring_current)) / self._nominal
 
 
 class Beam:
@@ -33,6 +57,8 @@ class Beam:
         Standard deviation of the slow drift, relative.
     fluctuation
         Standard deviation from exposure to exposure, relative.
+    light
+        Shutter and storage ring; without, they are as they should be.
 
     Raises
     ------
@@ -40,7 +66,14 @@ class Beam:
         Drift and fluctuation so large that the beam would vanish.
     """
 
-    def __init__(self, seed: int, *, drift: float = 0.03, fluctuation: float = 0.005) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        drift: float = 0.03,
+        fluctuation: float = 0.005,
+        light: Light | None = None,
+    ) -> None:
         if not (0 <= drift <= 0.2 and 0 <= fluctuation <= 0.1):
             raise ValueError(
                 f"drift {drift}, fluctuation {fluctuation}; expected 0 to 0.2 and 0 to 0.1"
@@ -51,7 +84,13 @@ class Beam:
         self._state = np.array([_KEEP * self._rng.normal()])
         self._seen: set[str] = set()
         self._present = 1.0
+        self._light = light
+        self._through = 1.0
         self._lock = threading.Lock()
+
+    def light(self) -> float:
+        """Return the share of the nominal beam that shutter and storage ring let through now."""
+        return 1.0 if self._light is None else self._light.now()
 
     def begin(self) -> None:
         """Begin a new exposure: whatever was seen before this is over."""
@@ -65,11 +104,13 @@ class Beam:
             if who in self._seen:
                 self._present = self._next(1)[0]
                 self._seen.clear()
+            if not self._seen:
+                self._through = self.light()
             self._seen.add(who)
-            return float(self._present)
+            return float(self._present * self._through)
 
     def row(self, count: int) -> np.ndarray:
-        """Return the intensities of the next exposures, (count,) float64."""
+        """Return the intensities of the next exposures with all light, (count,) float64."""
         with self._lock:
             self._seen.clear()
             return self._next(count)

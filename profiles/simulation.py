@@ -10,8 +10,9 @@ from typing import Any
 
 from ophyd import Signal
 
-from inscan.profiles.beam import Beam, Scaler
+from inscan.profiles.beam import Beam, Light, Scaler
 from inscan.profiles.samples import XANESSample, XRFSample
+from inscan.profiles.stage_drift import StageDrift
 from inscan.profiles.stages import Stage
 from inscan.profiles.txm_camera import TXMCamera
 from inscan.profiles.txm_plans import Microscope
@@ -44,6 +45,9 @@ class Parameters:
         ``INSCAN_SIM_SPECTRA``: 1 records full spectra, 0 window sums only.
     size
         ``INSCAN_SIM_SIZE``: camera rows and columns.
+    drift
+        ``INSCAN_SIM_DRIFT``: how the sample moves on its stage, ``20 um/h`` of exposure, or ``0.6 um`` once after
+        the first run; the seed decides where to. Empty: it stays.
     data_dir
         ``INSCAN_SIM_DATA``: folder of detector files; default ``data`` in the state folder.
     state_dir
@@ -57,6 +61,7 @@ class Parameters:
     time_scale: float
     spectra: bool
     size: int
+    drift: str
     data_dir: Path
     state_dir: Path
 
@@ -83,6 +88,11 @@ class Parameters:
                 raise ValueError(f"{name}={text}: expected {low} to {high}")
             return value
 
+        drift = env.get("INSCAN_SIM_DRIFT", "")
+        try:
+            StageDrift.parse(drift, 0)
+        except ValueError as error:
+            raise ValueError(f"INSCAN_SIM_DRIFT={error}") from error
         home = Path(env.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         state = Path(env.get("INSCAN_STATE") or home / "inscan")
         return cls(
@@ -93,6 +103,7 @@ class Parameters:
             time_scale=number("INSCAN_SIM_TIME_SCALE", 1.0, float, 0, 100),
             spectra=bool(number("INSCAN_SIM_SPECTRA", 0, int, 0, 1)),
             size=number("INSCAN_SIM_SIZE", 256, int, 16, 4096),
+            drift=drift,
             data_dir=Path(env.get("INSCAN_SIM_DATA") or state / "data"),
             state_dir=state,
         )
@@ -107,6 +118,8 @@ class SimXRF:
     xs: Xspress3
     xs_fly: Xspress3Fly
     sclr: Scaler
+    shutter: Signal
+    ring_current: Signal
 
 
 def sim_xrf(
@@ -124,6 +137,7 @@ def sim_xrf(
     dead_time: float = 1.5e-6,
     probe_fwhm: float = 0.2,
     limits: float = 500.0,
+    drift: StageDrift | None = None,
 ) -> SimXRF:
     """Build the fluorescence microscope.
 
@@ -145,6 +159,8 @@ def sim_xrf(
         Beam energy, scattered counts/s in all channels, beam size in um.
     limits
         Soft limits of both motors are +- this, um.
+    drift
+        How the sample moves on its stage; None: it stays.
     """
     response = build_response(
         sample.elements,
@@ -156,13 +172,23 @@ def sim_xrf(
     chain = CountingChain(
         sample, response, channels=channels, seed=seed, dead_time=dead_time, probe_fwhm=probe_fwhm
     )
-    beam = Beam(seed)
+    shutter = Signal(name="shutter", value=1)
+    ring_current = Signal(name="ring_current", value=400.0)
+    beam = Beam(seed, light=Light(shutter, ring_current))
     sample_x = Stage("sample_x", "um", (-limits, limits))
     sample_y = Stage("sample_y", "um", (-limits, limits))
     gate = Signal(name="xs_dwell", value=dwell)
     sclr = Scaler(beam, gate, seed=seed)
     xs = Xspress3(
-        chain, beam, sample_y, sample_x, gate, incident_kev, time_scale=time_scale, name="xs"
+        chain,
+        beam,
+        sample_y,
+        sample_x,
+        gate,
+        incident_kev,
+        time_scale=time_scale,
+        name="xs",
+        drift=drift,
     )
     xs_fly = Xspress3Fly(
         chain,
@@ -174,8 +200,9 @@ def sim_xrf(
         data_dir,
         time_scale=time_scale,
         seed=seed,
+        drift=drift,
     )
-    return SimXRF(sample_x, sample_y, xs, xs_fly, sclr)
+    return SimXRF(sample_x, sample_y, xs, xs_fly, sclr, shutter, ring_current)
 
 
 @dataclass(frozen=True)

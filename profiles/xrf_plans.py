@@ -90,14 +90,27 @@ def fly_raster(
     *,
     dwell: float,
     snake: bool = False,
+    run_up: float = 0.0,
+    backlash: float = 0.0,
     md: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Take a map in flight: rows along the fast motor, each announced when it is complete.
 
-    May be paused and resumed between rows (a row in flight is finished first), stopped and aborted
-    anywhere. For parameters and errors see `step_raster`.
+    May be paused, resumed, stopped and aborted anywhere; a row in flight at a pause is flown again.
+    For parameters and errors see `step_raster`.
+
+    Parameters
+    ----------
+    run_up
+        How far before its first and beyond its last pixel the fast motor goes in each row, to fly at constant speed
+        over them; motor units.
+    backlash
+        How far before the first row the slow motor turns, so that it comes to all rows from one side; motor units.
     """
-    _check(slow_motor, (s0, s1), ns, fast_motor, (f0, f1), nf, dwell)
+    along = -1.0 if f1 < f0 else 1.0
+    before = s0 - (-backlash if s1 < s0 else backlash)
+    reach = (f0 - along * run_up, f1 + along * run_up)
+    _check(slow_motor, (s0, s1, before), ns, fast_motor, (f0, f1, *reach), nf, dwell)
     meta = {
         "plan_name": "fly_raster",
         "detectors": [det.name],
@@ -120,13 +133,17 @@ def fly_raster(
         # bluesky annotates this for detectors that are read; with collect it takes flyers.
         yield from bps.declare_stream(det, name="primary", collect=True)  # pyright: ignore[reportArgumentType]
         for index, slow in enumerate(np.linspace(s0, s1, ns)):
-            begin, end = (f1, f0) if snake and index % 2 else (f0, f1)
+            back = bool(snake and index % 2)
+            begin, end = (f1, f0) if back else (f0, f1)
+            first, last = reversed(reach) if back else reach
             yield from bps.checkpoint()
-            yield from bps.mv(slow_motor, float(slow), fast_motor, begin)
+            if index == 0 and backlash:
+                yield from bps.mv(slow_motor, before)
+            yield from bps.mv(slow_motor, float(slow), fast_motor, first)
             row = FlyRow(index, slow_motor.here, begin, end, nf)
             yield from bps.prepare(det, row, wait=True)
             yield from bps.kickoff(det, wait=True)
-            yield Msg("set", fast_motor, end, group="flight")
+            yield Msg("set", fast_motor, last, group="flight")
             yield from bps.collect_while_completing(
                 [det], [det], flush_period=0.5, stream_name="primary"
             )
@@ -145,10 +162,10 @@ def _metadata(
 
 def _check(
     slow_motor: Stage,
-    slow: tuple[float, float],
+    slow: tuple[float, ...],
     ns: int,
     fast_motor: Stage,
-    fast: tuple[float, float],
+    fast: tuple[float, ...],
     nf: int,
     dwell: float,
 ) -> None:

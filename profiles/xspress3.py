@@ -10,6 +10,7 @@ import numpy as np
 from ophyd import Signal
 
 from inscan.profiles.beam import Beam
+from inscan.profiles.stage_drift import StageDrift
 from inscan.profiles.stages import Stage
 from inscan.profiles.waiting import Ended, after, signal_value
 from inscan.profiles.xrf_counting import CountingChain, Counts
@@ -61,6 +62,8 @@ class Xspress3:
         A trigger takes ``dwell * time_scale`` seconds of real time. 0: none.
     name
         Device name; keys begin with it.
+    drift
+        What the sample does besides; None: nothing.
     """
 
     parent = None
@@ -76,6 +79,7 @@ class Xspress3:
         *,
         time_scale: float = 1.0,
         name: str = _PREFIX,
+        drift: StageDrift | None = None,
     ) -> None:
         self.name = name
         self.dwell = dwell
@@ -84,6 +88,7 @@ class Xspress3:
         self.time_scale = time_scale
         self._chain, self._beam = chain, beam
         self._slow, self._fast = slow, fast
+        self._drift = drift or StageDrift()
         self._counts: Counts | None = None
         self._taken = 0.0
         channels = range(1, chain.channels + 1)
@@ -95,8 +100,9 @@ class Xspress3:
         self._fluor = [f"{name}_channel{c:02d}_fluor" for c in channels]
 
     def stage(self) -> list[Any]:
-        """Begin a new exposure."""
+        """Begin a new exposure, of a new run."""
         self._beam.begin()
+        self._drift.begin_run()
         return [self]
 
     def unstage(self) -> list[Any]:
@@ -106,9 +112,11 @@ class Xspress3:
     def trigger(self) -> Any:
         """Count at the present position; the status ends after the dwell time."""
         dwell = signal_value(self.dwell)
+        slow, fast = self._drift.offset
+        self._drift.pass_time(dwell)
         self._counts = self._chain.count(
-            np.array([self._slow.here]),
-            np.array([self._fast.here]),
+            np.array([self._slow.here - slow]),
+            np.array([self._fast.here - fast]),
             dwell,
             np.array([self._beam.expose(self.name)]),
             spectra=bool(self.spectra.get()),

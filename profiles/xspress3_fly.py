@@ -16,6 +16,7 @@ from ophyd.status import Status
 
 from inscan.profiles.beam import Beam, Scaler
 from inscan.profiles.hdf5_stream import Column, HDF5Stream
+from inscan.profiles.stage_drift import StageDrift
 from inscan.profiles.waiting import Ended, signal_value
 from inscan.profiles.xrf_counting import CountingChain
 from inscan.profiles.xspress3 import configuration
@@ -79,6 +80,8 @@ class Xspress3Fly:
         Device name.
     seed
         Jitter of positions.
+    drift
+        What the sample does besides; None: nothing.
     """
 
     parent = None
@@ -98,6 +101,7 @@ class Xspress3Fly:
         time_scale: float = 1.0,
         name: str = "xs_fly",
         seed: int = 0,
+        drift: StageDrift | None = None,
     ) -> None:
         self.name = name
         self.dwell = dwell
@@ -108,7 +112,9 @@ class Xspress3Fly:
         self._chain, self._beam, self._scaler = chain, beam, scaler
         self._motors, self._units = motors, units
         self._rng = np.random.default_rng([seed, 13])
+        self._drift = drift or StageDrift()
         self._stop = threading.Event()
+        self._given_up = False
         self._file: HDF5Stream | None = None
         self._row: FlyRow | None = None
         self._flying: FlyRow | None = None
@@ -128,6 +134,7 @@ class Xspress3Fly:
         self._rows, self._pixels, self._row = 0, 0, None
         path = self.data_dir / f"{uuid.uuid4().hex}.h5"
         self._file = HDF5Stream(path, self._columns())
+        self._drift.begin_run()
         return [self]
 
     def unstage(self) -> list[Any]:
@@ -145,6 +152,12 @@ class Xspress3Fly:
         if self._flight is not None:
             self._flight[0].join()
             self._flight = None
+
+    def pause(self) -> None:
+        """Give up the row in flight: it is flown again from the checkpoint before it."""
+        if self._flying is not None:
+            self._given_up = True
+            self._stop.set()
 
     def prepare(self, value: FlyRow) -> Ended:
         """Take a row as the next.
@@ -172,9 +185,12 @@ class Xspress3Fly:
         """
         if self._file is None or self._row is None:
             raise RuntimeError(f"{self.name}: stage it and prepare a row before kickoff")
-        # Paused and resumed within a row: what flies, flies on; a finished row is not flown again.
+        # Paused and resumed: a flight that was given up ends first; a finished row is not flown again.
+        if self._given_up and self._flight is not None:
+            self._flight[0].join()
         if self._row.index == self._rows and self._flying is None:
             self._stop.clear()
+            self._given_up = False
             self._flying = self._row
             status = Status(obj=self)
             thread = threading.Thread(
@@ -191,13 +207,19 @@ class Xspress3Fly:
     def _fly(self, row: FlyRow, file: HDF5Stream, status: Status) -> None:
         try:
             began = time.monotonic()
-            dwell = signal_value(self.dwell)
-            values = self._expose(row, dwell)
+            dwell, light = signal_value(self.dwell), self._beam.light()
+            values = self._expose(row, dwell, light, light)
             left = row.count * dwell * self.time_scale - (time.monotonic() - began)
-            if self._stop.wait(max(0.0, left)):
+            stopped = self._stop.wait(max(0.0, left))
+            if stopped and not self._given_up:
                 raise InterruptedError(f"{self.name}: row {row.index} was stopped")
-            file.write(self._pixels, values)
-            self._rows, self._pixels = row.index + 1, self._pixels + row.count
+            if not stopped:
+                after = self._beam.light()
+                if after != light:
+                    values = self._expose(row, dwell, light, after)
+                file.write(self._pixels, values)
+                self._rows, self._pixels = row.index + 1, self._pixels + row.count
+                self._drift.pass_time(row.count * dwell)
         except Exception as error:  # noqa: BLE001 - belongs to whoever waits for the row
             self._flying = None
             status.set_exception(error)
@@ -206,16 +228,20 @@ class Xspress3Fly:
             self._flying = None
             status.set_finished()
 
-    def _expose(self, row: FlyRow, dwell: float) -> dict[str, np.ndarray]:
-        """Count a row: data key -> (pixel, ...)."""
+    def _expose(
+        self, row: FlyRow, dwell: float, light: float, after: float
+    ) -> dict[str, np.ndarray]:
+        """Count a row, with the light of its first and second half: data key -> (pixel, ...)."""
+        off_slow, off_fast = self._drift.offset
         fast = np.linspace(row.begin, row.end, row.count)
         step = (row.end - row.begin) / (row.count - 1) if row.count > 1 else 0.0
         fast = fast + step * np.clip(self._rng.normal(0, _JITTER, row.count), -0.4, 0.4)
         across = fast[:, None] + step * _ACROSS
         intensity = self._beam.row(row.count)
+        intensity *= np.where(np.arange(row.count) < (row.count + 1) // 2, light, after)
         counts = self._chain.count(
-            np.broadcast_to(row.slow, across.shape),
-            across,
+            np.broadcast_to(row.slow - off_slow, across.shape),
+            across - off_fast,
             dwell,
             intensity,
             spectra=bool(self.spectra.get()),

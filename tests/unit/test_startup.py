@@ -92,5 +92,6 @@ def test_user_groups_name_what_exists(environment, profile):
     assert set(groups) == {"root", "primary"}
     namespace = load(profile)
     plans = [name.strip(":^$") for name in groups["primary"]["allowed_plans"]]
-    assert set(plans) - {"survey_and_fine"} <= set(namespace)
+    connected = {"survey_and_fine", "until_precise", "inscan_rescan"}
+    assert set(plans) - connected <= set(namespace)
     assert {"root", "primary"} <= set(groups)

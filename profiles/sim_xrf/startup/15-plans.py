@@ -1,7 +1,14 @@
 # ruff: noqa: F821 - names come from earlier files of this folder
 """Plans for users: a coarse survey, and a fine map of a region."""
 
+from typing import Any
+
+from bluesky.utils import MsgGenerator
+
 from inscan.profiles.xrf_plans import fly_raster, step_raster
+
+RUN_UP_STEPS = 2.0  # of the fast motor before and beyond each row; what the profile's limits assume
+BACKLASH_UM = 0.5  # of the slow motor, see `soft_limits` of the profile
 
 
 def _raster(slow_range, fast_range, step, dwell, fly, snake, md):
@@ -14,12 +21,19 @@ def _raster(slow_range, fast_range, step, dwell, fly, snake, md):
         half = (high - low) / count / 2
         axes += [motor, low + half, high - half, count]
     if fly:
-        yield from fly_raster(xs_fly, *axes, dwell=dwell, snake=snake, md=md)
+        motion = {"run_up": RUN_UP_STEPS * step[1], "backlash": BACKLASH_UM}
+        yield from fly_raster(xs_fly, *axes, dwell=dwell, snake=snake, md=md, **motion)
     else:
         yield from step_raster(xs, sclr, *axes, dwell=dwell, snake=snake, md=md)
 
 
-def survey(step: float = 0.5, dwell: float = 0.0, fly: bool = True, snake: bool = True, md=None):
+def survey(
+    step: float = 0.5,
+    dwell: float = 0.0,
+    fly: bool = True,
+    snake: bool = True,
+    md: dict[str, Any] | None = None,
+) -> MsgGenerator:
     """Map the whole sample coarsely.
 
     Parameters
@@ -42,22 +56,23 @@ def survey(step: float = 0.5, dwell: float = 0.0, fly: bool = True, snake: bool 
 
 
 def fine(
-    region: dict,
-    proposal: dict = {},  # noqa: B006 - never changed; queueserver needs plain defaults
+    region: dict[str, Any],
+    proposal: dict[str, Any] = {},  # noqa: B006 - never changed; queueserver needs plain defaults
     step: float = 0.0,
     dwell: float = 0.0,
     fly: bool = True,
     snake: bool = True,
-    md=None,
-):
+    md: dict[str, Any] | None = None,
+) -> MsgGenerator:
     """Map one region finely.
 
     Parameters
     ----------
     region
-        ``slow_range`` and ``fast_range``: outer edges in um.
+        ``slow_range`` and ``fast_range``: outer edges in um. Its own ``step`` (slow, fast) and ``dwell`` come before
+        the proposal's.
     proposal
-        Where step and dwell come from unless they are given: ``step`` (slow, fast) and ``dwell``.
+        Where step and dwell come from unless they are given.
     step
         Pixel size, um. 0: the proposal's, or 0.125 without one.
     dwell
@@ -65,7 +80,8 @@ def fine(
     fly, snake, md
         As for `survey`.
     """
-    steps = (step, step) if step else proposal.get("step", (0.125, 0.125))
-    seconds = dwell or proposal.get("dwell") or 2 * parameters.dwell
+    asked = {**proposal, **region}
+    steps = (step, step) if step else asked.get("step", (0.125, 0.125))
+    seconds = dwell or asked.get("dwell") or 2 * parameters.dwell
     meta = {"purpose": "fine", "sample": {"name": sample_name}, **(md or {})}
     yield from _raster(region["slow_range"], region["fast_range"], steps, seconds, fly, snake, meta)
