@@ -326,18 +326,29 @@ class EnergyStack:
             self._standards = self._read_standards()
         for reference in self._standards:
             try:
-                values = reference.at(energies)
+                at = self._described_at(reference, energies)
+                values = reference.at(at)
             except ValueError as error:
                 self._notes.set(f"standards that do not cover the run are left out ({error})", 1)
                 continue
             found.append(
                 {
                     "name": reference.name,
-                    "energies_ev": energies.tolist(),
+                    "energies_ev": at.tolist(),
                     "absorption": values.tolist(),
                 }
             )
         return found
+
+    def _described_at(self, reference: Reference, energies: np.ndarray) -> np.ndarray:
+        """The run's energies; where more may be added, all that the standard has in their range besides."""
+        more = self._profile.rescan.energies
+        if more is None:
+            return energies
+        low, high = reference.energies_ev[[0, -1]]
+        ends = np.clip([more.low_ev, more.high_ev], low, high)
+        own = reference.energies_ev
+        return np.union1d(energies, [*ends, *own[(own > ends[0]) & (own < ends[1])]])
 
     def _read_standards(self) -> list[Reference]:
         try:

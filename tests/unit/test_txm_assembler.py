@@ -430,17 +430,29 @@ def test_a_start_document_without_energies(tmp_path, energies):
         open_assembler(start, [PROFILE])
 
 
+def with_standards(**energies) -> BeamlineProfile:
+    content = SHIPPED.model_dump(mode="json") | {"folder": SHIPPED.folder}
+    content["rescan"] |= {"energies": energies or None}
+    return BeamlineProfile.model_validate(content)
+
+
 def test_the_standards_of_the_profile_come_with_the_stack(tmp_path):
-    run = Stack(tmp_path)
-    profile = BeamlineProfile.model_validate(
-        SHIPPED.model_dump(mode="json") | {"folder": SHIPPED.folder}
-    )
-    update = final(run.assemble(profile=profile))
+    update = final(Stack(tmp_path).assemble(profile=with_standards()))
     names = [reference["name"] for reference in update.meta["references"]]
     assert len(names) >= 2
     for reference in update.meta["references"]:
         assert reference["energies_ev"] == update.meta["energies_ev"]
         assert len(reference["absorption"]) == 5
+
+
+def test_standards_are_told_between_the_energies_where_more_may_be_added(tmp_path):
+    profile = with_standards(low_ev=8320.0, high_ev=8360.0)
+    update = final(Stack(tmp_path).assemble(profile=profile))
+    for reference, standard in zip(update.meta["references"], profile.references(), strict=True):
+        energies = reference["energies_ev"]
+        assert set(update.meta["energies_ev"]) < set(energies)
+        assert {8320.0, 8347.25, 8360.0} < set(energies) and sorted(energies) == energies
+        np.testing.assert_allclose(reference["absorption"], standard.at(energies))
 
 
 def test_a_single_energy(tmp_path):
