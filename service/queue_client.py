@@ -20,7 +20,9 @@ __all__ = [
 
 MOST_ITEMS = 10_000
 """Of a longer queue or history only so many are looked at: the first of the queue, the last of the history."""
-_ANSWER_S, _SEND_S, _LISTEN_S = 2.0, 0.5, 0.2
+_ANSWER_S, _SEND_S = 2.0, 0.5
+_LISTEN_S = 0.2
+"""How long the client's own threads may go on when it is closed."""
 _MAX_TEXT = 300
 
 
@@ -100,7 +102,9 @@ class Manager:
 
 
 class QueueClient:
-    """One connection to a manager, for one thread. After `QueueUnavailable`: close it and make another.
+    """A connection to a manager, for one thread; it is made anew by itself.
+
+    A request without an answer may still be carried out when the manager comes back: look before asking again.
 
     Parameters
     ----------
@@ -128,6 +132,7 @@ class QueueClient:
                 timeout_recv=_ANSWER_S,
                 timeout_send=_SEND_S,
                 system_info_monitor_poll_timeout=_LISTEN_S,
+                status_polling_period=_LISTEN_S,
             )
         except (OSError, ValueError) as error:
             raise QueueUnavailable(f"{settings.control} cannot be used: {error}") from error
@@ -142,7 +147,7 @@ class QueueClient:
             self._published_states.enable()
 
     def close(self) -> None:
-        """End the connection and its threads; what was not answered will not be sent again."""
+        """End the connection and its threads."""
         self._api.close()
 
     def news(self) -> bool:

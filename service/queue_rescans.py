@@ -27,8 +27,6 @@ OPEN = ("approved", "queued", "running")
 _TAKES = ("idle", "executing_queue")
 """States of the manager in which items are added."""
 _BEAT_S, _LOOK_S = 0.1, 10.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
-"""Longer than a closed connection lingers (0.1 s): what was asked without an answer is over when it is asked again."""
 _MOST_LABELS = 64
 _log = logging.getLogger(__name__)
 
@@ -46,6 +44,8 @@ class QueueRescans:
         Time between looks at the journal.
     report_s : float
         How long after the end of an item its plan's report may come.
+    pause_s : (float, float)
+        First and longest pause after the queue server did not answer.
     """
 
     def __init__(
@@ -56,11 +56,12 @@ class QueueRescans:
         *,
         period_s: float = 0.5,
         report_s: float = 60.0,
+        pause_s: tuple[float, float] = (1.0, 30.0),
     ) -> None:
         self._settings = settings
         self._journal = journal
         self._plans = {p.name: p.rescan.plan for p in profiles if p.rescan.through == "queue"}
-        self._period_s, self._report_s = period_s, report_s
+        self._period_s, self._report_s, self._pause_s = period_s, report_s, pause_s
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._status: dict[str, Any] = {}
@@ -116,13 +117,13 @@ class QueueRescans:
 
     def _run(self) -> None:
         client: QueueClient | None = None
-        pause = _FIRST_PAUSE_S
+        pause = self._pause_s[0]
         while not self._over.is_set():
             try:
                 try:
                     client = client or QueueClient(self._settings)
                     self._round(client)
-                    pause = _FIRST_PAUSE_S
+                    pause = self._pause_s[0]
                     self._wait_for_news(client)
                     continue
                 except QueueUnavailable as error:
@@ -130,11 +131,8 @@ class QueueRescans:
             except Exception as error:  # noqa: BLE001 - results must not suffer from what goes wrong with a queue
                 _log.exception("the queue server is left alone for a while")
                 self._away(f"{type(error).__name__}: {error}")
-            if client is not None:
-                client.close()
-                client = None
             self._over.wait(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            pause = min(2 * pause, self._pause_s[1])
         if client is not None:
             client.close()
 

@@ -1,0 +1,203 @@
+"""Approved proposals in a real queue: at the front, once, and never started with somebody else's plans."""
+
+import pytest
+from bluesky_queueserver_api import BPlan
+
+from inscan.service.queue_client import QueueClient, QueueUnavailable
+
+# The official client leaves its ZeroMQ contexts to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")
+
+
+def uids(server) -> list[str]:
+    return [item["item_uid"] for item in server.items()]
+
+
+def test_a_closed_environment_is_waited_for(server, proposals):
+    if server.person.status(reload=True)["worker_environment_exists"]:
+        server.tidy()
+        server.person.environment_close()
+        server.until(lambda: not server.person.status(reload=True)["worker_environment_exists"])
+        server.idle()
+    name = proposals.approve("waits")
+    queue = proposals.start()
+    proposals.says(name, "environment is closed; open it")
+    assert queue.status()["environment"] == "closed" and queue.status()["approved"] == 1
+    assert server.items() == [] and proposals[name]["state"] == "approved"
+    server.open_environment()
+    found = proposals.becomes(name, "queued")
+    (item,) = server.items()
+    assert found["reason"].startswith(f"item {item['item_uid']} at the front of the queue")
+    assert found["who"] == item["user"] == "inscan"
+    assert (item["name"], item["kwargs"]) == ("rescan_for_test", {"proposal": name})
+    marks = dict(item["meta"])
+    assert set(marks.pop("inscan")) == {"version", "attempt"}
+    assert marks == {
+        "parent_uid": "survey-of-waits",
+        "proposal": name,
+        "regions": ["1-Fe_K", "2"],
+    }
+    proposals.stop()
+    server.tidy()
+
+
+def test_the_front_of_somebody_elses_queue_which_is_not_started(opened, proposals):
+    hers = opened.add_somebody_elses()
+    first = proposals.approve("first")
+    proposals.start(start=True)
+    proposals.becomes(first, "queued")
+    proposals.says(first, "behind 0 items; the queue is not started")
+    # Her plan is gone, but the queue was hers when the item came: whether it may run is not ours to say.
+    opened.person.item_remove(uid=hers)
+    second = proposals.approve("second")
+    proposals.becomes(second, "queued")
+    proposals.says(first, "behind 1 items; the queue is not started")
+    third = proposals.approve("third")
+    proposals.becomes(third, "queued")
+    assert [item["kwargs"]["proposal"] for item in opened.items()] == [third, second, first]
+    assert opened.ran == [] and opened.person.status(reload=True)["manager_state"] == "idle"
+
+
+def test_one_that_comes_later_does_not_start_a_queue_with_hers(opened, proposals):
+    opened.tell("hold")
+    proposals.start(start=True)
+    first = proposals.approve("first")
+    opened.until(lambda: opened.ran == [first])
+    hers = opened.add_somebody_elses()
+    second = proposals.approve("second")
+    proposals.becomes(second, "queued")
+    assert uids(opened)[1] == hers, "in front of hers, behind what is running"
+    opened.person.queue_stop()
+    opened.tell()
+    opened.idle()
+    proposals.becomes(first, "failed")
+    proposals.says(second, "the queue is not started")
+    assert opened.ran == [first] and len(opened.items()) == 2
+    opened.person.queue_start()
+    opened.until(lambda: len(opened.ran) == 3)
+    assert opened.ran == [first, second, "somebody_elses"]
+
+
+def test_a_queue_of_our_own_is_started_once(opened, proposals):
+    for name in ("older", "newer"):
+        proposals.approve(name)
+    opened.tell("hold")
+    proposals.start(start=True)
+    opened.until(lambda: opened.ran == ["older"])
+    opened.person.queue_stop()
+    opened.tell()
+    # Nothing came from the plan: it can have measured nothing that anybody knows of.
+    proposals.becomes("older", "failed", "ended (completed), and its plan reported nothing")
+    opened.idle()
+    # Somebody has stopped the queue; it is not for us to go on.
+    proposals.says("newer", "the queue is not started")
+    third = proposals.approve("third")
+    proposals.becomes(third, "queued")
+    assert opened.ran == ["older"]
+
+
+def test_a_plan_that_fails_is_over_and_does_not_stay_in_the_queue(opened, proposals):
+    opened.tell("fail")
+    name = proposals.approve("fails")
+    proposals.start(start=True)
+    found = proposals.becomes(name, "failed", "ended (failed)")
+    assert "the stage is stuck" in found["reason"] and opened.ran == [name]
+    # The manager puts failed items back to the front.
+    opened.until(lambda: opened.items() == [])
+
+
+def test_an_item_that_a_person_takes_out_is_refused_and_stays_out(opened, proposals):
+    name = proposals.approve("unwanted")
+    proposals.start()
+    proposals.becomes(name, "queued")
+    opened.person.item_remove(uid=uids(opened)[0])
+    found = proposals.becomes(name, "refused", "taken out of the queue before it ran")
+    assert [step["state"] for step in found["history"]] == ["approved", "queued", "refused"]
+    assert opened.items() == []
+
+
+@pytest.mark.parametrize("state", ["refused", "expired"])
+def test_what_is_over_is_taken_out_and_nothing_else(opened, proposals, state):
+    hers = opened.add_somebody_elses()
+    strangers = opened.person.item_add(
+        BPlan("rescan_for_test", proposal="of-another-service"), user="her", user_group="primary"
+    )["item"]["item_uid"]
+    name = proposals.approve("over")
+    proposals.start()
+    proposals.becomes(name, "queued")
+    assert proposals.journal.set_proposal(name, state, "somebody", "enough")
+    opened.until(lambda: uids(opened) == [hers, strangers])
+
+
+def test_a_plan_that_is_not_allowed_is_named(opened, proposals):
+    name = proposals.approve("forbidden")
+    proposals.start("forbidden_rescan")
+    proposals.says(name, "'forbidden_rescan' (rescan.plan) is not allowed to user group 'primary'")
+    other = proposals.approve("other")
+    proposals.start(user_group="strangers")
+    proposals.says(other, "strangers")
+    assert proposals[name]["state"] == "approved" and opened.items() == []
+
+
+@pytest.mark.parametrize("what", ["queue", "environment"])
+def test_a_lock_is_respected(opened, proposals, what):
+    opened.person.lock("key", user="her", note="changing the sample", **{what: True})
+    name = proposals.approve("locked-out")
+    proposals.start(start=True)
+    proposals.says(name, f"{what} locked by her: changing the sample")
+    assert proposals[name]["state"] == "approved" and opened.items() == []
+    opened.person.unlock("key")
+    opened.until(lambda: opened.ran == [name])
+
+
+def test_a_service_that_was_away_adds_nothing_twice(opened, proposals):
+    hers = opened.add_somebody_elses()
+    name = proposals.approve("once")
+    proposals.start()
+    proposals.becomes(name, "queued")
+    before = uids(opened)
+    proposals.start(start=True)
+    # Killed between the manager's answer and the journal: the item is there, and the journal does not know.
+    proposals.stop()
+    proposals.journal.set_proposal(name, "approved", "test", expected=("queued",))
+    proposals.journal.add_proposal({**proposals[name], "id": "late", "state": "approved"})
+    client = QueueClient(opened.settings)
+    added = client.add("rescan_for_test", "late", {"inscan": {"attempt": 1}})
+    client.close()
+    proposals.start(start=True)
+    assert added.uid in proposals.becomes("late", "queued")["reason"]
+    # The other was approved once more: its old item is not this approval's.
+    proposals.becomes(name, "queued")
+    opened.until(lambda: len(opened.items()) == 3)
+    assert uids(opened)[1:] == [added.uid, hers] and before[0] not in uids(opened)
+    assert opened.items()[0]["meta"]["inscan"]["attempt"] == 2
+    assert opened.ran == [], "what an earlier process added may have waited for a person"
+
+
+def test_a_manager_and_a_redis_that_die_lose_nothing(opened, proposals):
+    first = proposals.approve("first")
+    queue = proposals.start()
+    proposals.becomes(first, "queued")
+    before = uids(opened)
+    opened.kill("redis")
+    second = proposals.approve("second")
+    proposals.says(second, "queue_get")
+    assert queue.status()["state"] == "away" and proposals[first]["state"] == "queued"
+    opened.kill("manager")
+    opened.start_redis()
+    proposals.says(second, f"no answer from {opened.settings.control}")
+    opened.start_manager()
+    proposals.says(second, "environment is closed")
+    assert proposals[first]["state"] == "queued" and uids(opened) == before
+    opened.open_environment()
+    proposals.becomes(second, "queued")
+    assert [item["kwargs"]["proposal"] for item in opened.items()] == [second, first]
+
+
+def test_a_manager_that_wants_a_key_is_not_taken_for_one_that_is_away(server):
+    client = QueueClient(server.settings.model_copy(update={"public_key": None}))
+    try:
+        with pytest.raises(QueueUnavailable, match=r"wants a key \(queueserver.public_key\)"):
+            client.manager()
+    finally:
+        client.close()
