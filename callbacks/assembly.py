@@ -12,10 +12,12 @@ from typing import Any
 
 from event_model import unpack_datum_page, unpack_event_page
 
+from inscan.callbacks.baseline import STREAM, Baseline
 from inscan.callbacks.missing import Missing
 from inscan.callbacks.profile import BeamlineProfile, matches
 from inscan.callbacks.received import Received
 from inscan.callbacks.run_files import RunFiles
+from inscan.callbacks.run_meta import plain
 from inscan.callbacks.target import Target
 from inscan.callbacks.txm import EnergyStack
 from inscan.callbacks.updates import (
@@ -44,12 +46,16 @@ _MOST_WAITING = 100_000
 class RunAssembler:
     """Router of one run's documents; see `open_assembler`."""
 
-    def __init__(self, run_uid: str, target: Target, files: RunFiles, notes: Notes) -> None:
+    def __init__(
+        self, run_uid: str, target: Target, files: RunFiles, notes: Notes, baseline: Baseline
+    ) -> None:
         self.run_uid = run_uid
         self.late_documents = 0
         self._target = target
         self._files = files
         self._notes = notes
+        self._baseline = baseline
+        self._stopped: Any = None
         self._ended = False
         self._received = Received(
             target.wants, lambda stream, key: target.external_shape(stream, key) is not None
@@ -76,7 +82,7 @@ class RunAssembler:
         except MALFORMED as error:
             self._notes.add(f"{name} documents left out", f"{type(error).__name__}: {error}")
         if self._target.snapshot_due():
-            return self._target.updates(None)
+            return self._with_baseline(self._target.updates(None))
         return []
 
     def finish(self, reason: str) -> list[Update]:
@@ -119,9 +125,12 @@ class RunAssembler:
             stream = self._streams.get(doc["descriptor"])
             if stream is None:
                 self._wait(doc["descriptor"], name, doc)
-            elif self._target.wants(stream):
+                return
+            if self._target.wants(stream):
                 self._files.event(stream, doc)
                 self._received.event(stream, doc, self._target.array_keys(stream))
+            if stream == STREAM:
+                self._baseline.event(doc)
         elif name == "event_page":
             for event in unpack_event_page(doc):  # type: ignore[arg-type]
                 self._one("event", event)
@@ -198,6 +207,7 @@ class RunAssembler:
         if doc.get("run_start", self.run_uid) != self.run_uid:
             self._notes.add("documents of another run left out", str(doc.get("run_start")))
             return []
+        self._stopped = plain(doc.get("time"))
         status = str(doc.get("exit_status") or "incomplete")
         if status == "success":
             wanted = {uid: s for uid, s in self._streams.items() if self._target.wants(s)}
@@ -212,6 +222,16 @@ class RunAssembler:
 
     def _end(self, updates: list[Update]) -> list[Update]:
         self.close()
+        return self._with_baseline(updates)
+
+    def _with_baseline(self, updates: list[Update]) -> list[Update]:
+        """Say of every map and stack how the beamline stood, and when the run was over."""
+        readings = self._baseline.readings
+        for update in updates:
+            if readings:
+                update.meta["baseline"] = readings
+            if self._stopped is not None:
+                update.meta["stop_time"] = self._stopped
         return updates
 
 
@@ -251,6 +271,6 @@ def open_assembler(
             start, profile, allocate, notes
         )
         files = RunFiles(profile, tuple(data_roots), target, notes)
-        return RunAssembler(uid, target, files, notes)
+        return RunAssembler(uid, target, files, notes, Baseline(profile.rescan.context))
     names = ", ".join(profile.name for profile in profiles) or "none is loaded"
     raise NotUnderstood(f"run {uid[:8]} matches no profile ({names})")

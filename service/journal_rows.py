@@ -225,13 +225,30 @@ def _proposal(c: sqlite3.Connection, row: tuple[Any, ...]) -> dict[str, Any]:
     ).fetchall()
     now = {"state": row[3], "who": row[4], "reason": row[5], "created": row[6], "updated": row[7]}
     steps = [dict(zip(("state", "who", "reason", "at"), step, strict=True)) for step in history]
-    return {
+    proposal = {
         **json.loads(row[2]),
         **now,
         "history": steps,
         "attempts": sum(step["state"] == "running" for step in steps),
         **_notes(c, row[0]),
     }
+    return {**proposal, **_left(proposal)}
+
+
+def _left(proposal: dict[str, Any]) -> dict[str, Any]:
+    """Which regions are still to be measured; of a proposal that is taken again only those are its `regions`."""
+    labels = [one["region"] for one in proposal["begun"]]
+    left = [
+        region
+        for region in proposal.get("regions") or ()
+        if isinstance(region, dict)
+        and str(region.get("label")) not in proposal["covered"]
+        and labels.count(str(region.get("label"))) <= int(proposal.get("retries") or 0)
+    ]
+    found: dict[str, Any] = {"left": [str(one.get("label")) for one in left]}
+    if proposal["attempts"] and proposal["state"] in ("approved", "queued"):
+        found |= {"regions": left, "all_regions": proposal["regions"]}
+    return found
 
 
 def _notes(c: sqlite3.Connection, proposal_id: str) -> dict[str, Any]:

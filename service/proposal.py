@@ -16,8 +16,8 @@ class Refusal:
     Attributes
     ----------
     rule : str
-        Key of the profile's `rescan` section, or `verdict`, `regions`, `overlap`, `units`, `state_changed`, `expired`,
-        `replay`.
+        Key of the profile's `rescan` section, or `verdict`, `regions`, `overlap`, `geometry`, `units`, `dwell`,
+        `state_changed`, `expired`, `replay`.
     text : str
         The sentence for people.
     limit, value : float or None
@@ -135,6 +135,10 @@ class RescanProposal:
         Added around each region on each side, in motor units: a drift beyond it misses the region.
     retries : int
         How often a region may be taken again.
+    survey_step : (float, float)
+        Step of the survey, slow and fast, in motor units: drifts are counted in it.
+    energies_time_s, energies_exposure_s, energies_area_um2 : float
+        What the added energies cost.
     """
 
     id: str
@@ -160,16 +164,25 @@ class RescanProposal:
     max_shift: tuple[float, float] = (0.0, 0.0)
     margin: tuple[float, float] = (0.0, 0.0)
     retries: int = 0
+    survey_step: tuple[float, float] = (0.0, 0.0)
+    energies_time_s: float = 0.0
+    energies_exposure_s: float = 0.0
+    energies_area_um2: float = 0.0
 
     @property
     def time_s(self) -> float:
-        """Predicted duration of all regions, in seconds."""
-        return sum(region.time_s for region in self.regions)
+        """Predicted duration of all regions and energies, in seconds."""
+        return sum(region.time_s for region in self.regions) + self.energies_time_s
+
+    @property
+    def exposure_s(self) -> float:
+        """Dwell of all pixels and frames, in seconds."""
+        return sum(region.exposure_s for region in self.regions) + self.energies_exposure_s
 
     @property
     def area_um2(self) -> float:
-        """Area of all regions, in um^2."""
-        return sum(region.area_um2 for region in self.regions)
+        """Area of all regions, or of the field, in um^2."""
+        return sum(region.area_um2 for region in self.regions) + self.energies_area_um2
 
     def to_dict(self) -> dict[str, Any]:
         """What the journal, the command line and plans get: JSON-able, `who` is inscan."""
@@ -189,6 +202,7 @@ class RescanProposal:
             "dwell": self.dwell,
             "dose": self.dose,
             "time_s": self.time_s,
+            "exposure_s": self.exposure_s,
             "area_um2": self.area_um2,
             "context": dict(self.context),
             "kind": self.kind,
@@ -196,6 +210,7 @@ class RescanProposal:
             "round": self.round,
             "energies_ev": list(self.energies_ev),
             "exposure_factor": self.exposure_factor,
+            "survey_step": list(self.survey_step),
             "follow_drift": self.follow_drift,
             "max_shift": list(self.max_shift),
             "margin": list(self.margin),

@@ -73,6 +73,8 @@ class Requests:
             "approve": self._approve,
             "refuse": self._refuse,
             "rescan_update": self._rescans.update,
+            "proposal": self._proposal,
+            "propose_places": self._rescans.propose_places,
             "known_runs": self._known_runs,
             "sources": lambda: {"sources": self._sources.rows()},
             "source_report": self._sources.report,
@@ -118,6 +120,9 @@ class Requests:
 
     def _proposals(self, run_uid: str | None = None, state: str | None = None) -> Mapping[str, Any]:
         return {"proposals": self._queue.told(self._journal.proposals(run_uid, state))}
+
+    def _proposal(self, proposal: str) -> Mapping[str, Any]:
+        return {"proposal": self._rescans.find(proposal)}
 
     def _approve(self, proposal: str, who: str, reason: str = "") -> Mapping[str, Any]:
         return self._rescans.approve(proposal, who, reason)

@@ -130,22 +130,21 @@ def spent_by(proposals: Iterable[Mapping[str, Any]]) -> Spent:
                 dose=times * float(proposal.get("dose") or 0.0),
             )
             continue
-        for region in proposal["regions"]:
+        for region in proposal.get("all_regions") or proposal["regions"]:
             times = max(begun.count(str(region["label"])), whole)
             if times:
-                spent = _with_region(spent, proposal, region, times)
+                spent = with_region(spent, region, times, int(proposal.get("round") or 1))
     return spent
 
 
-def _with_region(
-    spent: Spent, proposal: Mapping[str, Any], region: Mapping[str, Any], times: int
-) -> Spent:
+def with_region(spent: Spent, region: Mapping[str, Any], times: int = 1, number: int = 1) -> Spent:
+    """The same with a proposal's region, so many times; `number` is the proposal's round."""
     place = Placed(
         slow=(float(region["slow_range"][0]), float(region["slow_range"][1])),
         fast=(float(region["fast_range"][0]), float(region["fast_range"][1])),
         dose=float(region["dose"]),
         label=str(region["label"]),
-        round=int(proposal.get("round") or 1),
+        round=number,
     )
     return spent.plus(
         time_s=times * float(region["time_s"]),

@@ -14,8 +14,9 @@ from inscan.callbacks.rescan_section import Rescan, SoftLimit
 from inscan.service.journal import Journal
 from inscan.service.messages import InferenceJob, InferenceResult, job_key
 from inscan.service.proposal import RescanProposal
-from inscan.service.rescan import RUN_UP_STEPS, propose
-from inscan.service.rescan_states import EXPIRES_S, NotAllowed, Rescans
+from inscan.service.rescan import propose
+from inscan.service.rescan_limits import RUN_UP_STEPS
+from inscan.service.rescan_states import NotAllowed, Rescans
 
 START = {
     "uid": "survey",
@@ -413,7 +414,7 @@ def test_old_proposals_expire(journal: Journal) -> None:
     ours = rescans(journal, clock)
     name = suggested(journal, ours)
     assert ours.expire() == 0
-    clock.now += EXPIRES_S + 1
+    clock.now += Rescan().expires + 1
     answer = ours.update(name, "one", "running")
     assert not answer["ok"]
     assert "expired" in answer["reason"]
