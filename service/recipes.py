@@ -12,6 +12,7 @@ from inscan.models.estimate import Estimate
 from inscan.service.fitting import Keeper, account, denoiser_of, given, offered
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
+from inscan.service.recipe_energies import energies_report
 from inscan.service.recipe_regions import binned, map_regions, wanted_of
 from inscan.service.recipe_spectral import cube_arrays, denoise_cube, line_maps
 
@@ -171,6 +172,7 @@ def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
     results = _with_interval(estimate, part, _STACK, units, labels)
     report = _report(job, estimate) | {"energies_ev": energies[recorded].tolist()}
     results += _chemistry(job, energies[recorded], estimate, part, part_variance, report)
+    report |= energies_report(job, energies[recorded], estimate, part, part_variance)
     progress(0.95)
     return Processed(results, report, [])
 
