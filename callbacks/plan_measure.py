@@ -165,6 +165,9 @@ def measure_proposal(
         note(f"Proposal {done.proposal} is not measured: {done.reason}")
         return done
     regions: list[dict[str, Any]] = [dict(region) for region in proposal.get("regions") or ()]
+    left = proposal.get("left")
+    if left is not None:  # taken again, after others of its regions were measured
+        regions = [region for region in regions if str(region.get("label")) in left]
     if max_regions is not None and len(regions) > max_regions:
         note(f"Only {max_regions} of {len(regions)} regions are measured (max_regions)")
         regions = regions[:max_regions]

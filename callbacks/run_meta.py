@@ -69,6 +69,9 @@ def looked_for(start: Mapping[str, Any], profile: BeamlineProfile) -> dict[str, 
             if isinstance(share, int | float) and not isinstance(share, bool) and 0 < share <= 1:
                 own[str(name)] = float(share)
         wanted["precision"] = own
+        # Who asks for a precision goes on until it is reached; spots would be measured besides.
+        if own and "precision" in wanted["targets"]:
+            wanted["targets"] = ["precision"]
     return wanted
 
 

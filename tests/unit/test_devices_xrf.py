@@ -3,19 +3,23 @@
 import threading
 from typing import Any
 
+import bluesky.preprocessors as bpp
 import h5py
 import numpy as np
 import pytest
 from bluesky import RunEngine
+from bluesky.suspenders import SuspendBoolLow
 from bluesky.utils import RunEngineInterrupted
 from event_model import DocumentNames, DocumentRouter, schema_validators
+from ophyd import Signal
 from ophyd.utils.errors import LimitError
 
 from inscan.callbacks.profile import load_profile
 from inscan.callbacks.xrf_layout import read_layout
-from inscan.profiles.beam import Beam
+from inscan.profiles.beam import Beam, Light
 from inscan.profiles.samples import XRFSample, cells
 from inscan.profiles.simulation import Parameters, sim_xrf
+from inscan.profiles.stage_drift import StageDrift
 from inscan.profiles.xrf_counting import CountingChain
 from inscan.profiles.xrf_plans import fly_raster, step_raster
 from inscan.profiles.xrf_response import build_response
@@ -458,6 +462,142 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_run(tmp_path, run_
             )
         )
     assert not documents[0]
+
+
+@pytest.mark.parametrize("shut", ["shutter", "ring_current"])
+def test_without_light_no_detector_counts(tmp_path, shut):
+    beamline = sim_xrf(flat(200_000.0), tmp_path, time_scale=0, dwell=0.5, scatter_rate=0.0)
+    getattr(beamline, shut).put(0)
+    beamline.xs.trigger()
+    beamline.sclr.trigger()
+    reading = beamline.xs.read()
+    assert all(one["value"] == 0 for key, one in reading.items() if key.endswith("total_rbv"))
+    assert beamline.sclr.read()["sclr_i0"]["value"] == 0
+    getattr(beamline, shut).put(1 if shut == "shutter" else 200.0)
+    beamline.xs.trigger()
+    beamline.sclr.trigger()
+    nominal = 2e6 * 0.5 * (1 if shut == "shutter" else 0.5)
+    assert beamline.sclr.read()["sclr_i0"]["value"] == pytest.approx(nominal, rel=0.2)
+
+
+def test_detectors_of_a_point_see_the_same_light():
+    shutter = Signal(name="shutter", value=1)
+    beam = Beam(0, light=Light(shutter, Signal(name="ring_current", value=400.0)))
+    first = beam.expose("xs")
+    shutter.put(0)
+    assert beam.expose("sclr") == first > 0
+    assert beam.expose("xs") == 0 == beam.expose("sclr")
+
+
+def _in_flight(beamline, run_engine, row, then):
+    """Lose the light while a row is in flight; call ``then`` at every later message."""
+    flights = []
+
+    def watch(message):
+        if message.command == "kickoff":
+            flights.append(message)
+        elif message.command == "set" and message.obj is beamline.sample_x and len(flights) == row:
+            flights.append(message)
+            beamline.shutter.put(0)
+            return
+        if len(flights) > row:
+            then(message)
+
+    run_engine.msg_hook = watch
+
+
+def test_a_row_in_flight_without_light_is_dark(tmp_path, run_engine, documents):
+    beamline = sim_xrf(flat(), tmp_path, time_scale=1, bins=1024, energy_per_bin=16)
+
+    def back(message):
+        if message.command == "kickoff":
+            beamline.shutter.put(1)
+
+    _in_flight(beamline, run_engine, 2, back)
+    raster = (beamline.sample_y, 0, 3, 4, beamline.sample_x, 0, 9, 10)
+    run_engine(fly_raster(beamline.xs_fly, *raster, dwell=0.01))
+    dark = datasets(documents[0])["sclr_i0"].reshape(4, 10) == 0
+    assert dark.any(axis=1).tolist() == [False, True, False, False] and dark[1, 5:].all()
+
+
+def test_a_row_that_lost_its_light_is_flown_again_after_a_suspension(
+    tmp_path, run_engine, documents
+):
+    beamline = sim_xrf(flat(), tmp_path, time_scale=1, bins=1024, energy_per_bin=16)
+    suspender = SuspendBoolLow(beamline.shutter)
+
+    def back(message):
+        if message.command == "wait_for":
+            beamline.shutter.put(1)
+
+    _in_flight(beamline, run_engine, 1, back)
+    raster = (beamline.sample_y, 0, 1, 2, beamline.sample_x, 0, 9, 10)
+    # Rows of 0.5 s: far longer than the suspender takes.
+    run_engine(bpp.suspend_wrapper(fly_raster(beamline.xs_fly, *raster, dwell=0.05), [suspender]))
+    values = datasets(documents[0])
+    assert documents[0][-1][1]["exit_status"] == "success" and len(values["sclr_i0"]) == 20
+    assert (values["sclr_i0"] > 0).all()
+    np.testing.assert_allclose(values["sample_y"], np.repeat([0.0, 1.0], 10))
+
+
+def test_a_sample_slips_after_the_first_run_or_creeps_with_time():
+    slips, creeps = StageDrift.parse("0.6 um", seed=3), StageDrift.parse("36um/h", seed=3)
+    for drift in (slips, creeps):
+        drift.begin_run()
+        assert np.hypot(*drift.offset) == 0
+        drift.pass_time(50.0)
+    assert slips.offset == (0.0, 0.0) and np.hypot(*creeps.offset) == pytest.approx(0.5)
+    slips.begin_run()
+    assert np.hypot(*slips.offset) == pytest.approx(0.6)
+    assert StageDrift.parse("0.6 um", seed=4).offset == (0.0, 0.0) == StageDrift.parse("", 0).offset
+    for wrong in ("0.6", "1 nm", "-1 um", "um"):
+        with pytest.raises(ValueError, match="expected a length"):
+            StageDrift.parse(wrong, 0)
+    with pytest.raises(ValueError, match="INSCAN_SIM_DRIFT='far'"):
+        Parameters.read({"INSCAN_SIM_DRIFT": "far"})
+
+
+def test_detectors_see_the_sample_where_it_has_slipped_to(tmp_path, run_engine, documents):
+    maps = np.zeros((1, 80, 80), np.float32)
+    maps[0, 40, 40] = 1e6
+    sample = XRFSample("grain", ("Fe_K",), maps, 0.25, (-10.0, -10.0))
+    drift = StageDrift(slip=2.0, seed=1)
+    beamline = sim_xrf(
+        sample, tmp_path, time_scale=0, bins=1024, energy_per_bin=16, scatter_rate=0, drift=drift
+    )
+    found, _ = documents
+    centres = []
+    for _ in range(2):
+        found.clear()
+        raster = (beamline.sample_y, -3, 3, 25, beamline.sample_x, -3, 3, 25)
+        run_engine(fly_raster(beamline.xs_fly, *raster, dwell=0.1))
+        values = datasets(found)
+        iron = values["xs_mcaroi"].sum(axis=(1, 2)).astype(float)
+        centres.append(
+            [np.average(values[motor], weights=iron) for motor in ("sample_y", "sample_x")]
+        )
+    assert np.subtract(centres[1], centres[0]) == pytest.approx(drift.offset, abs=0.1)
+    assert np.hypot(*drift.offset) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("snake", [False, True])
+def test_the_fast_motor_runs_up_and_the_slow_one_comes_from_one_side(tmp_path, run_engine, snake):
+    beamline = sim_xrf(flat(), tmp_path, time_scale=0, limits=10, bins=1024, energy_per_bin=16)
+    went = {"sample_x": [], "sample_y": []}
+
+    def watch(message):
+        if message.command == "set" and message.obj.name in went:
+            went[message.obj.name].append(message.args[0])
+
+    run_engine.msg_hook = watch
+    raster = (beamline.sample_y, 1, 2, 2, beamline.sample_x, -3, 3, 7)
+    plan = fly_raster(beamline.xs_fly, *raster, dwell=0.01, snake=snake, run_up=2.0, backlash=0.5)
+    run_engine(plan)
+    assert went["sample_y"] == [0.5, 1.0, 2.0]
+    assert went["sample_x"] == [-5.0, 5.0, *((5.0, -5.0) if snake else (-5.0, 5.0))]
+    for beyond in ({"run_up": 7.5}, {"backlash": 12.0}):
+        with pytest.raises(LimitError):
+            run_engine(fly_raster(beamline.xs_fly, *raster, dwell=0.01, **beyond))
 
 
 def test_parameters_come_from_the_environment(tmp_path):

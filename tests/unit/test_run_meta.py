@@ -26,5 +26,8 @@ def test_a_number_is_one_that_a_float_holds(value: object, number: float | None)
 def test_a_survey_may_ask_for_a_precision_of_its_own() -> None:
     profile = load_profile("sim_xrf")
     assert looked_for({}, profile)["precision"] == dict(profile.rescan.precision)
+    assert looked_for({}, profile)["targets"] == ["precision", "spots"]
+    wish = {"inscan": {"precision": {"Fe_K": 0.1}}}
+    assert looked_for(wish, profile)["targets"] == ["precision"]
     asked = {"Fe_K": 0.1, "Zn_K": 2.0, "Ca_K": True, "S_K": "0.1", "K_K": float("nan")}
     assert looked_for({"inscan": {"precision": asked}}, profile)["precision"] == {"Fe_K": 0.1}

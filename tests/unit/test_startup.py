@@ -1,9 +1,13 @@
 """Startup folders: one namespace, in the order of names, as IPython and queueserver execute them."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
+import pydantic
 import pytest
 import yaml
+from bluesky_queueserver.manager import profile_ops
 
 from inscan.profiles.samples import XANESSample, XRFSample
 
@@ -95,3 +99,61 @@ def test_user_groups_name_what_exists(environment, profile):
     connected = {"survey_and_fine", "until_precise", "inscan_rescan"}
     assert set(plans) - connected <= set(namespace)
     assert {"root", "primary"} <= set(groups)
+
+
+@pytest.fixture
+def whole(environment):
+    """The fluorescence microscope with all its files; nobody is at the service's address."""
+    environment.setenv("INSCAN_SERVICE", "tcp://127.0.0.1:1")
+    namespace = load("sim_xrf", stop_before="99")
+    yield namespace
+    namespace["inscan"].close(0.0)
+
+
+def test_queueserver_allows_the_plans_with_their_arguments(whole):
+    plans, devices, *_ = profile_ops.existing_plans_and_devices_from_nspace(nspace=whole)
+    file = PROFILES / "sim_xrf" / "startup" / "user_group_permissions.yaml"
+    permissions = profile_ops.load_user_group_permissions(str(file))
+    allowed, allowed_devices = profile_ops.load_allowed_plans_and_devices(
+        existing_plans=plans, existing_devices=devices, user_group_permissions=permissions
+    )
+    allowed, allowed_devices = allowed["primary"], allowed_devices["primary"]
+    assert set(allowed) == {"survey", "fine", "survey_and_fine", "until_precise", "inscan_rescan"}
+    assert {"shutter", "ring_current", "sample_x"} <= set(allowed_devices)
+    for name, kwargs, good in (
+        ("inscan_rescan", {"proposal": "p1"}, True),
+        ("inscan_rescan", {}, False),
+        ("inscan_rescan", {"proposal": 3}, False),
+        ("until_precise", {"precision": {"Fe_K": 0.05}, "budget_s": 60}, True),
+        ("until_precise", {"precision": {"Fe_K": "fine"}}, False),
+        ("survey_and_fine", {"approval_timeout": 3600.0}, True),
+    ):
+        plan = {"name": name, "kwargs": kwargs, "item_type": "plan", "user_group": "primary"}
+        ok, why = profile_ops.validate_plan(
+            plan, allowed_plans=allowed, allowed_devices=allowed_devices
+        )
+        assert ok == good, (name, kwargs, why)
+
+
+def test_a_worker_decodes_arguments_by_the_annotations(whole):
+    """As blueapi does: a model of the parameters' types, which takes JSON and knows the return type."""
+    for name, arguments in (
+        ("survey", {"step": 1, "md": {"note": "x"}}),
+        ("fine", {"region": {"slow_range": [0, 1], "fast_range": [0, 1]}}),
+        ("survey_and_fine", {"timeout": 10}),
+        ("until_precise", {"precision": {"Fe_K": 0.1}}),
+        ("inscan_rescan", {"proposal": "p1"}),
+    ):
+        signature = inspect.signature(whole[name])
+        assert "Generator" in str(signature.return_annotation)
+        adapters = {
+            parameter.name: pydantic.TypeAdapter(parameter.annotation)
+            for parameter in signature.parameters.values()
+        }
+        for parameter in signature.parameters.values():
+            if parameter.default is not inspect.Parameter.empty:
+                adapters[parameter.name].validate_python(parameter.default)
+        decoded = {key: adapters[key].validate_python(value) for key, value in arguments.items()}
+        generator: Any = whole[name](**decoded)
+        assert inspect.isgenerator(generator)
+        generator.close()
