@@ -1,0 +1,260 @@
+"""Which energies may be added to a survey of few: limits, budgets and rounds, as `inscan.service.rescan` for regions.
+
+A pure function of the stack, its result, the profile and what is known besides. The field stays where it is, so that
+limits of area and of the number of regions do not apply; a refusal names its rule, the limit and the value.
+"""
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from inscan.callbacks.profile import BeamlineProfile, start_value
+from inscan.callbacks.rescan_section import EnergyRescan, Rescan
+from inscan.service.messages import NAMESPACE, InferenceJob, InferenceResult, derived_uid
+from inscan.service.proposal import Mode, Refusal, RescanProposal
+from inscan.service.rescan_context import context_of
+from inscan.service.rescan_limits import Spent, budget_refusal, range_refusal, round_refusal
+
+__all__ = ["propose_energies"]
+
+_SURVEYS = ("survey", "composite")
+_LEAST_ROUND = 4
+_MOST_ENERGIES = 1000
+"""Energies of one report that are looked at."""
+
+
+def propose_energies(
+    job: InferenceJob,
+    result: InferenceResult,
+    profile: BeamlineProfile,
+    start: Mapping[str, Any],
+    mode: Mode | None = None,
+    spent: Spent | None = None,
+    *,
+    survey_uid: str = "",
+    survey: Mapping[str, Any] | None = None,
+    number: int = 1,
+    context: Mapping[str, Any] | None = None,
+) -> RescanProposal | None:
+    """Make of the energies that a result names those that may be added.
+
+    Parameters
+    ----------
+    job : InferenceJob
+        Of an energy stack; its `meta` has energies (eV) and dwell (s).
+    result : InferenceResult
+        Its report names energies, see `inscan.service.recipe_energies`.
+    profile : BeamlineProfile
+        Limits in `rescan`, the candidates in `rescan.energies`.
+    start : mapping
+        The survey's start document.
+    mode : str or None
+        Overrides the profile's.
+    spent : Spent or None
+        By all other proposals of the survey.
+    survey_uid : str
+        The run that all of it began with; empty: the result's own.
+    survey : mapping or None
+        Its job's meta, where the result is a composite's.
+    number : int
+        Which time energies of this survey are proposed.
+    context : mapping or None
+        State of the beamline; None: as the start document tells it.
+
+    Returns
+    -------
+    RescanProposal or None
+        Of kind `energies`; `motors` and `units` name the monochromator and eV. None where rescans are off, the profile
+        adds no energies, the run is no survey, or no more energies are needed. While rounds are left, it holds half of
+        what would be needed (four at least): the next choice knows more. State `refused` says why nothing is proposed
+        although it might have been.
+    """
+    rules, spent = profile.rescan, spent or Spent()
+    mode, wanted = mode or rules.mode, rules.energies
+    named = result.report.get("energies")
+    if mode == "off" or wanted is None or profile.txm is None or not isinstance(named, Mapping):
+        return None
+    if job.meta.get("purpose") not in _SURVEYS:
+        return None
+    energies = [float(one) for one in list(named.get("energies_ev") or ())[:_MOST_ENERGIES]]
+    if not energies:
+        return None
+    base = RescanProposal(
+        id=str(uuid.uuid5(NAMESPACE, f"{job.key}/rescan")),
+        run_uid=job.run_uid,
+        result_uid=derived_uid(job.key),
+        mode=mode,
+        state="refused",
+        reason="",
+        context=context_of(rules.context, start) if context is None else context,
+        kind="energies",
+        survey_uid=survey_uid or job.run_uid,
+        round=number,
+        motors=(profile.txm.energy or "", ""),
+        units=("eV", ""),
+        exposure_factor=rules.dwell_factor,
+        retries=rules.retries,
+    )
+    cost = _Cost(rules, wanted, profile.txm.frames, start, job.meta if survey is None else survey)
+    added = len(job.meta.get("energies_ev") or ()) - cost.survey_energies
+    refusal = (
+        _verdict(result)
+        or round_refusal(rules, number)
+        or _unknown(base.motors[0], cost)
+        or _most(wanted, added)
+    )
+    if refusal is not None:
+        return _refused(base, refusal)
+    # What is in the stack was paid for, whatever is noted of it.
+    spent = replace(
+        spent,
+        time_s=max(spent.time_s, cost.time_s(added)),
+        exposure_s=max(spent.exposure_s, cost.exposure_s(added)),
+        dose=max(spent.dose, cost.dose(added)),
+    )
+    kept, dropped = _within(rules, base.motors[0], energies)
+    kept = kept[: wanted.most - added]
+    if number < rules.max_rounds:
+        kept = kept[: max(_LEAST_ROUND, math.ceil(len(kept) / 2))]
+    while kept and (refusal := cost.refusal(spent, len(kept))) is not None:
+        # They come with the most helpful first.
+        kept.pop()
+        dropped = [*[one for one in dropped if one.rule != refusal.rule], refusal]
+    if not kept:
+        return _refused(base, dropped[0], dropped=tuple(dropped))
+    described = replace(
+        base,
+        energies_ev=tuple(sorted(kept)),
+        dropped=(*dropped, *_places(result.regions)),
+        dwell=cost.dwell * rules.dwell_factor,
+        dose=cost.dose(len(kept)),
+        energies_time_s=cost.time_s(len(kept)),
+        energies_exposure_s=cost.exposure_s(len(kept)),
+    )
+    if start.get("replay_of"):
+        gone = Refusal(
+            "replay", "this run is a replay: its sample is not there to be measured again"
+        )
+        return _refused(described, gone, dropped=(*described.dropped, gone))
+    reason = f"{len(kept)} of {len(energies)} energies, within all limits; {named.get('text', '')}"
+    if mode == "auto":
+        reason += "; mode auto: no approval needed"
+    return replace(described, state="approved" if mode == "auto" else "suggested", reason=reason)
+
+
+class _Cost:
+    """What energies cost, in the survey's terms.
+
+    Parameters
+    ----------
+    frames : str or None
+        Path of the number of frames per energy in the start document; one where nothing says it.
+    survey : mapping
+        Meta of the survey's job.
+    """
+
+    def __init__(
+        self,
+        rules: Rescan,
+        wanted: EnergyRescan,
+        frames: str | None,
+        start: Mapping[str, Any],
+        survey: Mapping[str, Any],
+    ) -> None:
+        self._rules, self._overhead = rules, wanted.frame_overhead
+        self.dwell = float(survey.get("dwell") or 0.0)
+        self.survey_energies = len(survey.get("energies_ev") or ())
+        count = None if frames is None else start_value(start, frames)
+        number = isinstance(count, int | float) and not isinstance(count, bool)
+        self._exposure = (max(1.0, count) if number else 1.0) * self.dwell * rules.dwell_factor
+
+    def exposure_s(self, energies: int) -> float:
+        """Exposure of the sample, s."""
+        return energies * self._exposure
+
+    def time_s(self, energies: int) -> float:
+        """Predicted duration, s."""
+        return energies * (self._exposure + self._overhead)
+
+    def dose(self, energies: int) -> float:
+        """Exposure in that of the survey."""
+        return energies * self._rules.dwell_factor / max(self.survey_energies, 1)
+
+    def refusal(self, spent: Spent, energies: int) -> Refusal | None:
+        """Whether so many more stay within the survey's budgets."""
+        return budget_refusal(
+            self._rules,
+            spent,
+            time_s=self.time_s(energies),
+            exposure_s=self.exposure_s(energies),
+            area_um2=0.0,
+            dose=self.dose(energies),
+            regions=0,
+        )
+
+
+def _within(
+    rules: Rescan, motor: str, energies: Sequence[float]
+) -> tuple[list[float], list[Refusal]]:
+    """Energies that the monochromator may be sent to, and why not the others, once per limit."""
+    kept: list[float] = []
+    refused: dict[float | None, Refusal] = {}
+    for energy in energies:
+        refusal = range_refusal(rules, motor, "eV", energy, energy, 0.0)
+        if refusal is None:
+            kept.append(energy)
+        else:
+            refused.setdefault(refusal.limit, refusal)
+    return kept, list(refused.values())
+
+
+def _verdict(result: InferenceResult) -> Refusal | None:
+    if result.report.get("verdict") != "block":
+        return None
+    reasons = "; ".join(str(reason) for reason in result.report.get("reasons", [])) or "no reason"
+    return Refusal("verdict", f"the result's verdict is block ({reasons})")
+
+
+def _unknown(motor: str, cost: _Cost) -> Refusal | None:
+    if not motor:
+        text = "the profile names no monochromator, so that no soft limits hold; set txm.energy"
+        return Refusal("soft_limits", text)
+    if not cost.dwell > 0:
+        text = "the survey's exposure is unknown, so that time and dose cannot be predicted; set txm.dwell"
+        return Refusal("dwell", text)
+    return None
+
+
+def _most(wanted: EnergyRescan, added: int) -> Refusal | None:
+    if added < wanted.most:
+        return None
+    text = f"{added} energies were added to this survey, {wanted.most} are allowed"
+    return Refusal("energies.most", text, wanted.most, added, "energies")
+
+
+def _places(regions: Sequence[Mapping[str, Any]]) -> list[Refusal]:
+    """Places of other chemistry are no places for motors: the image is not tied to them."""
+    found = [one for one in regions if one.get("target") == "chemistry"]
+    return [
+        Refusal(
+            "geometry",
+            f"{one.get('reason') or 'another chemistry'}: rows {box[0]} to {box[1]}, columns {box[2]} to {box[3]} of "
+            "the image; which motors move it, and which way, the profile does not say",
+            region=str(number),
+        )
+        for number, one in enumerate(found, 1)
+        if (box := one.get("box")) is not None and len(box) == 4
+    ]
+
+
+def _refused(base: RescanProposal, refusal: Refusal, **described: Any) -> RescanProposal:
+    dropped = described.pop("dropped", (refusal,))
+    return replace(
+        base,
+        state="refused",
+        reason=f"{refusal.rule}: {refusal.text}",
+        dropped=dropped,
+        **described,
+    )
