@@ -372,6 +372,7 @@ class Rescans:
         return {
             **proposal,
             "profile": profile.name,
+            "through": profile.rescan.through,
             "expires": self._now() + profile.rescan.expires,
         }
 
