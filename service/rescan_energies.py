@@ -167,8 +167,8 @@ class _Cost:
         self.dwell = float(survey.get("dwell") or 0.0)
         self.survey_energies = len(survey.get("energies_ev") or ())
         count = None if frames is None else start_value(start, frames)
-        number = isinstance(count, int | float) and not isinstance(count, bool)
-        self._exposure = (max(1.0, count) if number else 1.0) * self.dwell * rules.dwell_factor
+        images = float(count) if isinstance(count, int | float) else 1.0
+        self._exposure = max(images, 1.0) * self.dwell * rules.dwell_factor
 
     def exposure_s(self, energies: int) -> float:
         """Exposure of the sample, s."""
