@@ -30,11 +30,21 @@ from inscan.models.composite_grid import (
     placed_index,
 )
 from inscan.models.composite_layer import Channels, Layer, Placement
-from inscan.models.composite_merge import Canvas, merge_finer, start_canvas
+from inscan.models.composite_merge import Canvas, Coarse, merge_finer, start_canvas
 from inscan.models.composite_place import place
 from inscan.models.composite_words import layer_reports, summary
 
-__all__ = ["Channels", "Composite", "Denoise", "Denoised", "Layer", "compose", "counted"]
+__all__ = [
+    "Channels",
+    "Coarse",
+    "Composite",
+    "Denoise",
+    "Denoised",
+    "Layer",
+    "Summed",
+    "compose",
+    "counted",
+]
 
 MOST_PIXELS = 64 << 20
 """Pixels of an element that a composite may have; a finer grid is made coarser."""
@@ -94,8 +104,8 @@ class Composite:
         `used`, `reason`, `figures`.
     text : str
         All of it in words.
-    base : Summed
-        Counts on the survey's own grid: its own, and those of maps of the same step.
+    coarse : Coarse
+        The same on the survey's own grid.
     """
 
     elements: tuple[str, ...]
@@ -114,7 +124,7 @@ class Composite:
     parts: tuple[int, int]
     layers: tuple[dict[str, Any], ...]
     text: str
-    base: Summed
+    coarse: Coarse
 
 
 def compose(
@@ -191,7 +201,7 @@ def compose(
     if coarsened:
         notes.append(coarsened)
     reports = layer_reports(survey, placements)
-    return _finished(survey, canvas, base, finest, reports, summary(survey, placements, notes))
+    return _finished(survey, canvas, finest, reports, summary(survey, placements, notes))
 
 
 def counted(summed: Summed) -> Denoised:
@@ -328,7 +338,6 @@ def _sampling(used: Sequence[Placement]) -> str:
 def _finished(
     survey: Layer,
     canvas: Canvas,
-    base: Summed,
     parts: Level,
     reports: tuple[dict[str, Any], ...],
     text: str,
@@ -358,5 +367,5 @@ def _finished(
         parts,
         reports,
         text,
-        base,
+        canvas.coarse,
     )

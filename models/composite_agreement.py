@@ -18,7 +18,7 @@ from scipy.stats import norm
 
 from inscan.models.composite_layer import Layer
 
-__all__ = ["Agreement", "agreement", "worst_chi2"]
+__all__ = ["Agreement", "agreement", "misfit", "worst_chi2"]
 
 _SOLID = 50.0  # counts of an element by which the beams of two scans are compared
 _SURE = 4.0  # standard deviations
@@ -165,6 +165,31 @@ def _common(
     return (best, spread) if abs(mean - best) < 3 * spread else (mean, spread)
 
 
+def misfit(
+    counts: NDArray[np.float64], expected: NDArray[np.float64], noise: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """-2 log likelihood of counts, up to a constant, added up over elements: smaller is better.
+
+    Parameters
+    ----------
+    counts, expected, noise : ndarray of float64, shape (element, row, col)
+        As for `agreement`; `noise` 0 for an expectation that is certain.
+
+    Returns
+    -------
+    ndarray of float64, shape (row, col)
+    """
+    everywhere = np.ones(counts.shape[1:], dtype=bool)
+    z = _significance(counts, expected, noise, everywhere)
+    return (z**2 + np.log(_spread(expected, noise))).sum(axis=0)
+
+
+def _spread(expected: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Variance of the difference on the stabilised scale, on which counting alone gives 1."""
+    safe = np.maximum(expected, 0.0) + 0.375
+    return 1 + (np.maximum(noise, 0.0) + (_MODEL * expected) ** 2) / safe
+
+
 def _significance(
     counts: NDArray[np.float64],
     expected: NDArray[np.float64],
@@ -172,9 +197,8 @@ def _significance(
     inside: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
     """Standard deviations between counts and expectation, of about unit variance at any count."""
-    safe = np.maximum(expected, 0.0) + 0.375
-    spread = np.sqrt(1 + (np.maximum(noise, 0.0) + (_MODEL * expected) ** 2) / safe)
-    return np.where(inside, 2 * (np.sqrt(counts + 0.375) - np.sqrt(safe)) / spread, 0.0)
+    apart = 2 * (np.sqrt(counts + 0.375) - np.sqrt(np.maximum(expected, 0.0) + 0.375))
+    return np.where(inside, apart / np.sqrt(_spread(expected, noise)), 0.0)
 
 
 def _outliers(z: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

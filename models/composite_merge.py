@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from inscan.models.composite_grid import Box, Level, Summed, footprint
 
-__all__ = ["Canvas", "Result", "merge_finer", "start_canvas"]
+__all__ = ["Canvas", "Coarse", "Result", "merge_finer", "start_canvas"]
 
 
 class Result(Protocol):
@@ -41,6 +41,26 @@ class Canvas:
     source: NDArray[np.uint8]
     disagrees: NDArray[np.bool_]
     doubtful: NDArray[np.bool_]
+    coarse: "Coarse"
+
+
+@dataclass
+class Coarse:
+    """The same on the survey's grid, as its places are named: each ndarray of float64, shape (element, row, col).
+
+    Attributes
+    ----------
+    values, sigma : ndarray
+        Means over survey pixels; where a pixel was measured finer its parts share their errors.
+    counts, exposure, background : ndarray
+        Of all scans together.
+    """
+
+    values: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    exposure: NDArray[np.float64]
+    background: NDArray[np.float64]
 
 
 def start_canvas(base: Summed, result: Result, parts: Level, apart: NDArray[np.bool_]) -> Canvas:
@@ -94,6 +114,7 @@ def start_canvas(base: Summed, result: Result, parts: Level, apart: NDArray[np.b
         source=carried(source.astype(np.uint8)),
         disagrees=carried(apart | base.replaced),
         doubtful=carried(np.asarray(result.doubtful, dtype=bool)),
+        coarse=Coarse(values, sigma, counts, light, behind),
     )
 
 
@@ -166,6 +187,9 @@ def merge_finer(
     counts = counts + _flat(np.where(gives, n[..., None, None] * shared, 0.0))
     light = light + _flat(np.where(gives, t[..., None, None] * weights, 0.0))
     behind = behind + _flat(np.where(gives, b[..., None, None] * weights, 0.0))
+    _onto_survey(
+        canvas.coarse, here, seen.all(axis=(3, 4)), allowed, summed, level, new, s * narrower
+    )
     added_up = np.asarray(_flat(np.broadcast_to(gives, v.shape)).any(axis=0))
     _write(
         canvas,
@@ -183,6 +207,27 @@ def merge_finer(
         added_up,
         summed.replaced,
     )
+
+
+def _onto_survey(
+    coarse: Coarse,
+    here: tuple[slice, slice],
+    whole: NDArray[np.bool_],
+    allowed: NDArray[np.bool_],
+    summed: Summed,
+    level: Level,
+    values: NDArray[np.float64],
+    sigma: NDArray[np.float64],
+) -> None:
+    """Survey pixels that were measured finer as a whole; `values` and `sigma` by blocks."""
+    at = (slice(None), *here)
+    counts, light, behind = (_blocks(one, level).sum(axis=(3, 4)) for one in summed.total())
+    for name, one in (("counts", counts), ("exposure", light), ("background", behind)):
+        target = getattr(coarse, name)
+        target[at] = np.where(whole, np.where(allowed, target[at], 0) + one, target[at])
+    coarse.values[at] = np.where(whole, values.mean(axis=(3, 4)), coarse.values[at])
+    spread = np.sqrt(np.square(sigma).mean(axis=(3, 4)))
+    coarse.sigma[at] = np.where(whole, spread, coarse.sigma[at])
 
 
 def _write(

@@ -6,12 +6,15 @@ the survey's beam by one factor common to all elements, and what is then left be
 noise (`inscan.models.composite_agreement`).
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from inscan.models.composite_agreement import Agreement, agreement, worst_chi2
+from inscan.models.composite_agreement import Agreement, agreement, misfit, worst_chi2
 from inscan.models.composite_layer import Layer, Placement
 from inscan.models.registration import (
+    Comparison,
     CountGrid,
     Registration,
     compare,
@@ -23,7 +26,12 @@ __all__ = ["place"]
 
 _LEAST_OVERLAP = 4  # survey pixels along a side
 _BEYOND = 1.0  # survey pixels that are searched beyond the largest shift that is followed
-_WORST_ERROR = 0.35  # of a survey pixel
+_WORST_ERROR = 0.5  # of a survey pixel
+_TOO_SURE = (
+    1.5,
+    2.2,
+)  # measured shifts scatter so much wider than the likelihood's curvature says; same step
+_LEAST_ERROR = 0.02  # of a survey pixel
 _CLEAR = 9.0  # in -2 log likelihood, over a second place
 _FINER = 1.5  # from this ratio of steps on it matters how the survey samples
 _MARGIN = 3  # survey pixels around what the fine map can cover
@@ -96,10 +104,11 @@ def place(survey: Layer, fine: Layer, *, max_shift: float) -> Placement:
     same = agreement(
         both.counts, both.expected, both.noise, both.inside, fine, [1 / r for r in fine.relative]
     )
-    if doubt and not same.agrees.any():
+    if doubt and (not same.agrees.all() or (found is not None and found.at_rim)):
         reason = f"{doubt}, and its counts are not the survey's where it was sent"
         return _unused(survey, fine, reason, found)
-    return _placed(survey, fine, found, corner, sampling, shift, error, same, doubt)
+    seen = not doubt or _recognised(low, high, both, same, found)
+    return _placed(survey, fine, found, corner, sampling, shift, error, same, doubt, seen)
 
 
 def _worst(found: Registration) -> float:
@@ -109,7 +118,33 @@ def _worst(found: Registration) -> float:
 def _registered(
     low: CountGrid, high: CountGrid, sampling: Sampling, max_shift: float
 ) -> Registration | None:
-    return likeliest_shift(low, high, sampling, max_shift + _BEYOND, least_overlap=_LEAST_OVERLAP)
+    found = likeliest_shift(low, high, sampling, max_shift + _BEYOND, least_overlap=_LEAST_OVERLAP)
+    if found is None:
+        return None
+    steps = np.abs(np.array(low.steps))
+    wider = _TOO_SURE[int((steps / np.abs(high.steps)).max() < _FINER)]
+    return replace(found, error=np.hypot(wider * found.error, _LEAST_ERROR * steps))
+
+
+def _recognised(
+    low: CountGrid, high: CountGrid, both: Comparison, same: Agreement, found: Registration | None
+) -> bool:
+    """Whether a fine map whose place cannot be measured still shows what the survey has where it was sent.
+
+    It must say more of the survey's counts than that they are even, and no other place may say clearly more.
+    """
+    inside = both.inside
+    even = np.where(inside, both.counts, 0).sum(axis=(1, 2), keepdims=True) / max(1, inside.sum())
+    here = misfit(both.counts, same.common * both.expected, same.common**2 * both.noise)
+    flat = misfit(both.counts, np.broadcast_to(even, both.counts.shape), np.zeros_like(both.noise))
+    if not float((flat - here)[inside].sum()) > _CLEAR:
+        return False
+    if found is None:
+        return True
+    best = compare(low, high, "box", np.asarray(found.shift))
+    shared = inside & best.inside
+    there = misfit(best.counts, same.common * best.expected, same.common**2 * best.noise)
+    return bool(shared.any()) and float((here - there)[shared].sum()) < _CLEAR
 
 
 def _doubt(found: Registration | None, steps: NDArray[np.float64]) -> str:
@@ -156,12 +191,16 @@ def _placed(
     error: NDArray[np.float64],
     same: Agreement,
     doubt: str,
+    seen: bool,
 ) -> Placement:
     differs = np.zeros((len(survey.elements), *np.shape(survey.exposure)), dtype=bool)
     differs[:, *corner] = same.differs
     told = []
     if doubt:
-        told.append(f"{doubt}; its counts agree with the survey's where it was sent")
+        what = (
+            "what it shows is what the survey has" if seen else "its counts agree with the survey's"
+        )
+        told.append(f"{doubt}; {what} where it was sent")
     elif shift.any():
         px = shift / survey.steps
         told.append(
@@ -183,7 +222,7 @@ def _placed(
     }
     return Placement(
         fine,
-        not doubt,
+        seen,
         True,
         shift,
         error,
