@@ -67,9 +67,9 @@ def propose_energies(
     -------
     RescanProposal or None
         Of kind `energies`; `motors` and `units` name the monochromator and eV. None where rescans are off, the profile
-        adds no energies, the run is no survey, or no more energies are needed. While rounds are left, it holds half of
-        what would be needed (four at least): the next choice knows more. State `refused` says why nothing is proposed
-        although it might have been.
+        adds no energies, or the run is no survey. While rounds are left, it holds half of what would be needed (four at
+        least): the next choice knows more. State `refused` says why nothing is proposed although it might have been;
+        rule `energies.precision_ev`: the precision asked for is reached.
     """
     rules, spent = profile.rescan, spent or Spent()
     mode, wanted = mode or rules.mode, rules.energies
@@ -79,8 +79,6 @@ def propose_energies(
     if job.meta.get("purpose") not in _SURVEYS:
         return None
     energies = [float(one) for one in list(named.get("energies_ev") or ())[:_MOST_ENERGIES]]
-    if not energies:
-        return None
     base = RescanProposal(
         id=str(uuid.uuid5(NAMESPACE, f"{job.key}/rescan")),
         run_uid=job.run_uid,
@@ -101,6 +99,7 @@ def propose_energies(
     added = len(job.meta.get("energies_ev") or ()) - cost.survey_energies
     refusal = (
         _verdict(result)
+        or _none(named, wanted)
         or round_refusal(rules, number)
         or _unknown(base.motors[0], cost)
         or _most(wanted, added)
@@ -215,6 +214,16 @@ def _verdict(result: InferenceResult) -> Refusal | None:
         return None
     reasons = "; ".join(str(reason) for reason in result.report.get("reasons", [])) or "no reason"
     return Refusal("verdict", f"the result's verdict is block ({reasons})")
+
+
+def _none(named: Mapping[str, Any], wanted: EnergyRescan) -> Refusal | None:
+    if named.get("energies_ev"):
+        return None
+    text = str(named.get("text") or "the result names none")
+    predicted = named.get("predicted") or {}
+    errors = predicted.get("edge_sigma_ev") or [None]
+    rule = "energies.precision_ev" if predicted.get("reached") else "energies"
+    return Refusal(rule, text, wanted.precision_ev, errors[-1], "eV")
 
 
 def _unknown(motor: str, cost: _Cost) -> Refusal | None:
