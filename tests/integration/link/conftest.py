@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import bluesky.plans as bp
 import pytest
+from bluesky import RunEngine
+from ophyd.sim import SynAxis, SynGauss
 
 from inscan.callbacks import outbox, shipper
 from inscan.callbacks.connection import Connection, connect
@@ -200,3 +203,36 @@ def link(quick, tmp_path) -> Iterator[Callable[..., Connection]]:
     yield start
     for connection in connections:
         connection.close(0.0)
+
+
+class Beamline:
+    """A RunEngine, two motors, a detector, and the record of where the motors went."""
+
+    def __init__(self) -> None:
+        self.engine = RunEngine({}, context_managers=[])
+        self.slow: Any = SynAxis(name="slow")
+        self.fast: Any = SynAxis(name="fast")
+        # ophyd's devices are Bluesky's by what they do, not by their declared types.
+        self.detector: Any = SynGauss("det", self.fast, "fast", center=0, Imax=1, noise=None)
+        self.starts: list[dict[str, Any]] = []
+        self.stops: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.engine.subscribe(lambda name, doc: self.starts.append(doc), "start")
+        self.engine.subscribe(lambda name, doc: self.stops.append(doc), "stop")
+        self.engine.subscribe(lambda name, doc: self.events.append(doc), "event")
+
+    def survey(self) -> Any:
+        return bp.grid_scan([self.detector], self.slow, 0, 1, 3, self.fast, 0, 1, 3)
+
+    def fine(self, region: dict[str, Any], proposal: dict[str, Any]) -> Any:
+        slow, fast = region["slow_range"], region["fast_range"]
+        return bp.grid_scan([self.detector], self.slow, *slow, 2, self.fast, *fast, 2)
+
+    @property
+    def fine_starts(self) -> list[dict[str, Any]]:
+        return self.starts[1:]
+
+
+@pytest.fixture
+def beamline() -> Beamline:
+    return Beamline()

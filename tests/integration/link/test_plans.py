@@ -6,9 +6,7 @@ from typing import Any
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import pytest
-from bluesky import RunEngine
 from bluesky.utils import FailedStatus, RunEngineInterrupted
-from ophyd.sim import SynAxis, SynGauss
 
 from inscan.callbacks import plan_waiting
 from inscan.callbacks.devices import RoiDevice
@@ -30,39 +28,6 @@ _PROPOSAL = {"id": "p1", "state": "approved", "step": 0.1, "regions": [_REGION]}
 def short_waits(monkeypatch):
     monkeypatch.setattr(plan_waiting, "SLICE", 0.1)
     monkeypatch.setattr(plan_waiting, "ANSWER", 0.6)
-
-
-class Beamline:
-    """A RunEngine, two motors, a detector, and the record of where the motors went."""
-
-    def __init__(self) -> None:
-        self.engine = RunEngine({}, context_managers=[])
-        self.slow: Any = SynAxis(name="slow")
-        self.fast: Any = SynAxis(name="fast")
-        # ophyd's devices are Bluesky's by what they do, not by their declared types.
-        self.detector: Any = SynGauss("det", self.fast, "fast", center=0, Imax=1, noise=None)
-        self.starts: list[dict[str, Any]] = []
-        self.stops: list[dict[str, Any]] = []
-        self.events: list[dict[str, Any]] = []
-        self.engine.subscribe(lambda name, doc: self.starts.append(doc), "start")
-        self.engine.subscribe(lambda name, doc: self.stops.append(doc), "stop")
-        self.engine.subscribe(lambda name, doc: self.events.append(doc), "event")
-
-    def survey(self) -> Any:
-        return bp.grid_scan([self.detector], self.slow, 0, 1, 3, self.fast, 0, 1, 3)
-
-    def fine(self, region: dict[str, Any], proposal: dict[str, Any]) -> Any:
-        slow, fast = region["slow_range"], region["fast_range"]
-        return bp.grid_scan([self.detector], self.slow, *slow, 2, self.fast, *fast, 2)
-
-    @property
-    def fine_starts(self) -> list[dict[str, Any]]:
-        return self.starts[1:]
-
-
-@pytest.fixture
-def beamline() -> Beamline:
-    return Beamline()
 
 
 @pytest.fixture
@@ -246,9 +211,7 @@ def test_survey_then_fine_scans_of_what_is_approved(connected, beamline, store):
     assert len({update["execution"] for update in updates}) == 1
 
 
-def run_coarse_to_fine(
-    beamline: Beamline, connection: Any, survey: Any = None, **options: Any
-) -> Any:
+def run_coarse_to_fine(beamline: Any, connection: Any, survey: Any = None, **options: Any) -> Any:
     survey = beamline.survey() if survey is None else survey
     found: list[Any] = []
 
