@@ -71,6 +71,17 @@ def test_xanes_of_the_transmission_microscope(environment):
     assert stop["num_events"] == {"dark": 5, "flat": 2, "primary": 2}
 
 
+def test_few_energies_and_those_that_are_added(environment):
+    beamline = load("sim_txm")
+    start = run(beamline, beamline["survey"](count=12))[0][1]
+    assert (start["purpose"], start["num_eng"], start["exposure_time"]) == ("survey", 12, 0.05)
+    plan = beamline["more_energies"]([8345.0, 8350.5], {"exposure_factor": 2.0}, md={"region": "a"})
+    start = run(beamline, plan)[0][1]
+    assert (start["purpose"], start["region"]) == ("fine", "a")
+    assert (start["eng_list"], start["exposure_time"]) == ([8.345, 8.3505], 0.1)
+    assert start["sample"] == {"name": "battery_smooth"}
+
+
 @pytest.mark.parametrize("profile", ["sim_xrf", "sim_txm"])
 def test_the_sample_is_not_left_in_the_namespace(environment, profile):
     namespace = load(profile)
@@ -96,7 +107,7 @@ def test_user_groups_name_what_exists(environment, profile):
     assert set(groups) == {"root", "primary"}
     namespace = load(profile)
     plans = [name.strip(":^$") for name in groups["primary"]["allowed_plans"]]
-    connected = {"survey_and_fine", "until_precise", "inscan_rescan"}
+    connected = {"survey_and_fine", "until_precise", "inscan_rescan", "survey_and_energies"}
     assert set(plans) - connected <= set(namespace)
     assert {"root", "primary"} <= set(groups)
 
