@@ -1,89 +1,44 @@
 """Commands that ask a running service, or Tiled, and print what they hear."""
 
-import json
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-State = Annotated[
-    Path | None,
-    typer.Option("--state", help="state directory of the service (default: the user's)"),
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-
-_UID = re.compile(r"\b[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}\b")
+from inscan.service.cli_answers import (
+    Json,
+    State,
+    TiledAddress,
+    ask,
+    cell,
+    print_json,
+    print_rows,
+)
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this module."""
-    for command in (status, jobs, proposals, approve, refuse, show, weights, doctor):
+    for command in (status, jobs, show, weights, doctor):
         app.command()(command)
-
-
-def _ask(where: Path | None, op: str, **fields: Any) -> dict[str, Any]:
-    from inscan.callbacks.request import RequestRefusedError, request
-    from inscan.service.settings import default_state_dir
-
-    try:
-        return request(where or default_state_dir(), op, **fields)
-    except RequestRefusedError as error:
-        typer.echo(f"inscan: {_short(str(error))}", err=True)
-        raise typer.Exit(1) from None
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, default=str))
-
-
-def _short(text: str) -> str:
-    """Cut uids to their first eight characters, which every command takes."""
-    return _UID.sub(lambda match: match[0][:8], text)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else _short(str(value))
-
-
-def _rows(what: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
-    """Print a table, or that there is nothing to print; `columns` are headings and keys."""
-    if not rows:
-        typer.echo(f"no {what}s")
-        return
-    title = f"{len(rows)} {what}" + ("s" if len(rows) > 1 else "")
-    table = Table(title=title, title_justify="left")
-    cells = {heading: [_cell(row.get(key)) for row in rows] for heading, key in columns.items()}
-    # Room on a narrow terminal is for what there is.
-    shown = {heading: column for heading, column in cells.items() if any(column)}
-    for heading in shown:
-        table.add_column(heading, overflow="fold")
-    for row in zip(*shown.values(), strict=True):
-        table.add_row(*row)
-    Console().print(table)
 
 
 def status(state: State = None, as_json: Json = False) -> None:
     """Say what the running service is doing."""
-    answer = _ask(state, "status")
+    answer = ask(state, "status")
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     for key, value in answer.items():
         if key == "workers":
             rows = [row | {"MB": int(row.get("rss") or 0) // 1_000_000} for row in value]
             names = ("worker", "device", "MB", "seen_s", "state", "run_uid", "kind", "progress")
-            _rows("worker", rows, {name.removesuffix("_uid"): name for name in names})
+            print_rows("worker", rows, {name.removesuffix("_uid"): name for name in names})
         elif key == "sources":
             rows = [row | {"ready": "yes" if row["ready"] else "no"} for row in value]
             names = ("label", "ready", "documents", "garbage", "age_s", "state", "note")
-            _rows("source", rows, {name: name for name in names})
+            print_rows("source", rows, {name: name for name in names})
         elif isinstance(value, dict):
-            known = [f"{name} {_cell(one)}" for name, one in value.items() if one not in ("", None)]
+            known = [f"{name} {cell(one)}" for name, one in value.items() if one not in ("", None)]
             typer.echo(f"{key}: {', '.join(known) or 'none'}")
         else:
             typer.echo(f"{key}: {value}")
@@ -97,53 +52,16 @@ def jobs(
     as_json: Json = False,
 ) -> None:
     """List the jobs of the journal."""
-    answer = _ask(state, "jobs", state="failed" if failed else None)["jobs"]
+    answer = ask(state, "jobs", state="failed" if failed else None)["jobs"]
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     columns = {"scan": "scan_id", "run": "run_uid", "recipe": "recipe", "state": "state"}
     if any("@" in row["stream"] for row in answer):
         columns |= {"stream": "stream"}
     columns |= {"verdict": "verdict", "result": "result_uid", "weights": "fitted"}
     columns |= {"reason": "reason"}
-    _rows("failed job" if failed else "job", answer, columns)
-
-
-def proposals(
-    state: State = None,
-    run: Annotated[str | None, typer.Option("--run", help="only those of one run (uid)")] = None,
-    as_json: Json = False,
-) -> None:
-    """List rescan proposals: where, why, how long, and what has been decided."""
-    answer = _ask(state, "proposals", run_uid=run)["proposals"]
-    if as_json:
-        _print_json(answer)
-        return
-    rows = [row | {"n": len(row.get("regions", []))} for row in answer]
-    columns = {"id": "id", "run": "run_uid", "state": "state", "regions": "n"}
-    columns |= {"time (s)": "time_s", "who": "who", "reason": "reason", "queue": "queue"}
-    _rows("proposal", rows, columns)
-
-
-Proposal = Annotated[str, typer.Argument(help="id of the proposal, or its first characters")]
-Why = Annotated[str, typer.Option("--reason", help="kept in the journal")]
-
-
-def _decide(op: str, proposal: str, reason: str, state: Path | None) -> None:
-    import getpass
-
-    answer = _ask(state, op, proposal=proposal, who=getpass.getuser(), reason=reason)
-    typer.echo(f"proposal {answer.get('id', proposal)}: {answer.get('state', op)}")
-
-
-def approve(proposal: Proposal, reason: Why = "", state: State = None) -> None:
-    """Let a proposed rescan be taken."""
-    _decide("approve", proposal, reason, state)
-
-
-def refuse(proposal: Proposal, reason: Why = "", state: State = None) -> None:
-    """Forbid a proposed rescan."""
-    _decide("refuse", proposal, reason, state)
+    print_rows("failed job" if failed else "job", answer, columns)
 
 
 def show(
@@ -164,9 +82,7 @@ def show(
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("."),
     state: State = None,
-    tiled: Annotated[
-        str | None, typer.Option(help="address of a Tiled; default: the service's")
-    ] = None,
+    tiled: TiledAddress = None,
     as_json: Json = False,
 ) -> None:
     """Draw raw, result, sigma and difference of a run, or follow a running one."""
@@ -189,7 +105,7 @@ def show(
 
     answer = draw(tiled_of(folder, tiled), run, out, stream)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     others = ", ".join(answer.pop("other_streams"))
     if not others:
@@ -233,21 +149,21 @@ def weights(
             for kept in shelf.all()
         ]
         if as_json:
-            _print_json(rows)
+            print_json(rows)
             return
         short = [
             row | {n: str(row[n])[:8] for n in ("sha256", "parent", "raw_uid")} for row in rows
         ]
         columns = {"sha256": "sha256", "scan": "scan_id", "run": "raw_uid", "sample": "sample"}
         columns |= {"beamline": "beamline", "detector": "detector", "from": "parent"}
-        _rows("fitted network", short, columns)
+        print_rows("fitted network", short, columns)
         return
     kept = shelf.find(wanted)
     if forget:
         shelf.forget(kept)
         typer.echo(f"weights {kept.sha256[:8]} of run {kept.born_of['raw_uid']} are forgotten")
         return
-    _print_json(kept.card | {"folder": str(kept.folder)})
+    print_json(kept.card | {"folder": str(kept.folder)})
 
 
 def doctor(
@@ -263,7 +179,7 @@ def doctor(
 
     checks = examine(load_settings(config, state_dir=state))
     if as_json:
-        _print_json([asdict(check) for check in checks])
+        print_json([asdict(check) for check in checks])
     else:
         for check in checks:
             mark = "ok " if check.ok else "NOT"
