@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inscan.service import host, journal_rows, leases
+from inscan.service.journal_composites import CompositeJournal
 from inscan.service.journal_file import Database, JournalError
+from inscan.service.journal_proposals import ProposalJournal
 from inscan.service.messages import InferenceJob, InferenceResult
 
 __all__ = ["Journal", "JournalError"]
@@ -17,7 +19,7 @@ Taken = Literal["accepted", "again", "same", "differs", "late", "unknown"]
 _log = logging.getLogger(__name__)
 
 
-class Journal:
+class Journal(ProposalJournal, CompositeJournal):
     """Durable state of the service, safe to use from any thread.
 
     A job goes queued -> leased -> computed -> committed, or ends as failed; committed and failed
@@ -52,7 +54,7 @@ class Journal:
         boot_id: str | None = None,
     ) -> None:
         self._boot = host.boot_id() if boot_id is None else boot_id
-        self._file = Database(path)
+        super().__init__(Database(path))
         self.leases = leases.Leases(self._file, clock=clock, boot=self._boot, backoff_s=backoff_s)
         self._after_boot()
 
@@ -154,14 +156,17 @@ class Journal:
         dict or None
             `run`, `status` (done, failed or passed_by; failed as well when only some of several maps or stacks have a
             result), `result_uid` and `verdict` of the latest result of the first map or stack that has one, `reason`,
-            `results` (one entry for each job) and `proposals`.
+            `results` (one entry for each job) and `proposals`; `composite` for one: `layers`, `sigma`, `text`.
         """
         run = self.run(run_uid)
         if run is None or run["state"] == "open":
             return None
-        return journal_rows.outcome(
-            run, self.jobs(run_uid=run_uid), self.proposals(run_uid), settled
-        )
+        jobs = self.jobs(run_uid=run_uid)
+        outcome = journal_rows.outcome(run, jobs, self.proposals(run_uid), settled)
+        if outcome is not None and run["start"].get("purpose") == "composite":
+            told = [self.report(one["key"]).get("composite") for one in jobs]
+            outcome["composite"] = next((one for one in told if one), {"layers": [], "text": outcome["reason"]})
+        return outcome
 
     # Jobs
 
@@ -328,94 +333,6 @@ class Journal:
         """Spool folders that a job still needs."""
         rows = self._file.rows("SELECT job FROM jobs WHERE state NOT IN ('committed', 'failed')")
         return {json.loads(row[0])["spool"] for row in rows}
-
-    # Proposals
-
-    def add_proposal(self, proposal: dict[str, Any]) -> bool:
-        """Keep a rescan proposal (keys `id`, `run_uid`, `state` and what else it says); False when
-        known."""
-        with self._file.transaction() as c:
-            return journal_rows.add_proposal(c, proposal)
-
-    def set_proposal(
-        self,
-        proposal_id: str,
-        state: str,
-        who: str,
-        reason: str = "",
-        *,
-        expected: tuple[str, ...] | None = None,
-    ) -> bool:
-        """Move a proposal to another state and remember who did it.
-
-        Parameters
-        ----------
-        expected : tuple of str or None
-            Only from one of these states, tested and set in one step: of two that start the same
-            rescan, one is told False.
-
-        Raises
-        ------
-        LookupError
-            When there is no such proposal.
-        """
-        with self._file.transaction() as c:
-            return journal_rows.set_proposal(c, proposal_id, state, who, reason, expected)
-
-    def note_proposal(
-        self, proposal_id: str, kind: str, name: str, body: dict[str, Any], at: float
-    ) -> bool:
-        """Keep a note on a proposal (`journal_rows.NOTES`, or `heard`); whether there was none of that kind and name.
-
-        Raises
-        ------
-        LookupError
-            When there is no such proposal.
-        """
-        with self._file.transaction() as c:
-            return journal_rows.note_proposal(c, proposal_id, kind, name, body, at)
-
-    def proposals(
-        self,
-        run_uid: str | None = None,
-        state: str | None = None,
-        *,
-        survey_uid: str | None = None,
-        prefix: str | None = None,
-    ) -> list[dict[str, Any]]:
-        """Proposals with their present `state`, `who`, `reason` and `history`, oldest first.
-
-        Each has besides `attempts` (how often it was begun), `begun` and `covered` (regions that were about to be
-        measured, and that were), `fine_uids`, `measured` (records of predicted and measured) and `heard` (time of the
-        last note).
-
-        Parameters
-        ----------
-        survey_uid : str or None
-            Of one survey and its composites.
-        prefix : str or None
-            Whose ids begin so.
-        """
-        with self._file.transaction() as c:
-            return journal_rows.proposals(
-                c, run_uid=run_uid, state=state, survey_uid=survey_uid, prefix=prefix
-            )
-
-    def baseline(self, run_uid: str) -> dict[str, Any]:
-        """Readings of a run's stream `baseline` that its latest job carries; empty where there are none."""
-        rows = self._file.rows(
-            "SELECT json_extract(job, '$.meta.baseline') FROM jobs WHERE run_uid = ?"
-            " ORDER BY seq DESC LIMIT 1",
-            (run_uid,),
-        )
-        return json.loads(rows[0][0]) if rows and rows[0][0] else {}
-
-    def report(self, key: str) -> dict[str, Any]:
-        """Report of a job's result; empty while there is none."""
-        rows = self._file.rows("SELECT result FROM jobs WHERE key = ?", (key,))
-        if not rows or not rows[0][0]:
-            return {}
-        return InferenceResult.model_validate_json(rows[0][0]).report
 
     def status(self) -> dict[str, dict[str, int]]:
         """How many runs, jobs and proposals are in which state."""

@@ -13,6 +13,8 @@ JOBS = (
     " FROM jobs LEFT JOIN runs ON runs.run_uid = jobs.run_uid"
 )
 _ENDED = ("committed", "failed")
+ENERGIES = "energies"
+"""What is begun and measured of a proposal of that kind, as a region is of others."""
 NOTES = ("begun", "covered", "run", "measured")
 """Kinds of notes on a proposal: a region was about to be measured; it was measured; a fine run began; what a region
 was to give and gave."""
@@ -237,17 +239,20 @@ def _proposal(c: sqlite3.Connection, row: tuple[Any, ...]) -> dict[str, Any]:
 
 def _left(proposal: dict[str, Any]) -> dict[str, Any]:
     """Which regions are still to be measured; of a proposal that is taken again only those are its `regions`."""
-    labels = [one["region"] for one in proposal["begun"]]
+    begun = [one["region"] for one in proposal["begun"]]
+    regions = [one for one in proposal.get("regions") or () if isinstance(one, dict)]
+    energies = proposal.get("kind") == "energies"
+    labels = [ENERGIES] if energies else [str(one.get("label")) for one in regions]
     left = [
-        region
-        for region in proposal.get("regions") or ()
-        if isinstance(region, dict)
-        and str(region.get("label")) not in proposal["covered"]
-        and labels.count(str(region.get("label"))) <= int(proposal.get("retries") or 0)
+        label
+        for label in labels
+        if label not in proposal["covered"]
+        and begun.count(label) <= int(proposal.get("retries") or 0)
     ]
-    found: dict[str, Any] = {"left": [str(one.get("label")) for one in left]}
-    if proposal["attempts"] and proposal["state"] in ("approved", "queued"):
-        found |= {"regions": left, "all_regions": proposal["regions"]}
+    found: dict[str, Any] = {"left": left}
+    if proposal["attempts"] and proposal["state"] in ("approved", "queued") and not energies:
+        theirs = [one for one in regions if str(one.get("label")) in left]
+        found |= {"regions": theirs, "all_regions": regions}
     return found
 
 

@@ -74,6 +74,7 @@ class Requests:
             "refuse": self._refuse,
             "rescan_update": self._rescans.update,
             "proposal": self._proposal,
+            "rescan_record": self._rescans.past,
             "propose_places": self._rescans.propose_places,
             "known_runs": self._known_runs,
             "sources": lambda: {"sources": self._sources.rows()},

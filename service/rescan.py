@@ -7,16 +7,18 @@ of `inscan.service.rescan_limits`, the ranking that of `rescan_worth`. What beco
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from inscan.callbacks.geometry import ScanGeometry, region_from_box
+from inscan.callbacks.geometry import ScanGeometry
 from inscan.callbacks.profile import BeamlineProfile
 from inscan.callbacks.rescan_section import Rescan
 from inscan.callbacks.units import scale
 from inscan.service.messages import NAMESPACE, InferenceJob, InferenceResult, derived_uid
 from inscan.service.proposal import FineRegion, Mode, Refusal, RescanProposal
 from inscan.service.rescan_context import context_of
+from inscan.service.rescan_energies import propose_energies
+from inscan.service.rescan_energies import propose_energies
 from inscan.service.rescan_limits import (
     OVERLAP,
     Placed,
@@ -25,61 +27,11 @@ from inscan.service.rescan_limits import (
     range_refusal,
     round_refusal,
 )
-from inscan.service.rescan_worth import Light, light_of, wanted_of, worth_of
+from inscan.service.rescan_regions import FineScans, Known, fine_regions, scans_of
+
+__all__ = ["Known", "propose"]
 
 _LIKE = "like"
-_MOST_BOXES = 1000
-"""Boxes of one result that are looked at; the weakest beyond are left out."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a survey besides one result of it.
-
-    Attributes
-    ----------
-    survey_uid : str
-        The run that all of it began with; empty: the result's own.
-    survey : mapping or None
-        Its job's meta (`geometry`, `dwell`), where the result is a composite's.
-    spent : Spent
-        By all other proposals of the survey.
-    round : int
-        Which time regions of this survey are proposed.
-    best_worth : float
-        Of the regions that wait to be measured, of this and other surveys.
-    pace : float
-        Time that scans took, in the time that was predicted.
-    context : mapping or None
-        State of the beamline; None: as the start document tells it.
-    """
-
-    survey_uid: str = ""
-    survey: Mapping[str, Any] | None = None
-    spent: Spent = field(default_factory=Spent)
-    round: int = 1
-    best_worth: float = 0.0
-    pace: float = 1.0
-    context: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How fine maps of one survey are measured: the same for all its regions."""
-
-    geometry: ScanGeometry
-    """Of the map in which the regions were found."""
-    rules: Rescan
-    survey_step: tuple[float, float]
-    step: tuple[float, float]
-    dwell: float
-    """Longest dwell, s."""
-    survey_exposure: float
-    """Seconds of exposure on a square motor unit."""
-    um: tuple[float, float]
-    """Micrometres in one motor unit, slow and fast."""
-    precision: Mapping[str, float]
-    known: Known
 
 
 def propose(
@@ -115,9 +67,22 @@ def propose(
     """
     rules, known = profile.rescan, known or Known()
     mode = mode or rules.mode
-    surveyed = job.meta.get("geometry")
     if mode == "off" or start.get("purpose") == "fine" or start.get("parent_uid"):
         return None
+    if profile.technique == "txm":
+        return propose_energies(
+            job,
+            result,
+            profile,
+            start,
+            mode,
+            known.spent,
+            survey_uid=known.survey_uid,
+            survey=known.survey,
+            number=known.round,
+            context=known.context,
+        )
+    surveyed = job.meta.get("geometry")
     if not surveyed:
         return None
     regions = result.regions
@@ -141,11 +106,11 @@ def propose(
     )
     if refusal is not None:
         return _refused(base, refusal)
-    plan = _plan(geometry, job, rules, known)
+    plan = scans_of(geometry, job, rules, known)
     refusal = _whole(plan, regions)
     if refusal is not None:
         return _refused(base, refusal)
-    found, unneeded = _regions(plan, regions)
+    found, unneeded = fine_regions(plan, regions)
     kept, dropped = _choose(plan, found)
     dropped = [*unneeded, *dropped]
     described = {
@@ -215,26 +180,7 @@ def _units(geometry: ScanGeometry) -> Refusal | None:
     return None
 
 
-def _plan(geometry: ScanGeometry, job: InferenceJob, rules: Rescan, known: Known) -> _Plan:
-    # Later rounds see a composite; step, dwell and dose stay those of the survey.
-    meta = job.meta if known.survey is None else known.survey
-    survey = ScanGeometry.from_dict(meta["geometry"])
-    dwell = float(meta.get("dwell") or 0.0)
-    step = abs(survey.slow_step), abs(survey.fast_step)
-    return _Plan(
-        geometry=geometry,
-        rules=rules,
-        survey_step=step,
-        step=(step[0] * rules.step_factor, step[1] * rules.step_factor),
-        dwell=dwell * rules.dwell_factor,
-        survey_exposure=dwell / (step[0] * step[1]),
-        um=(scale(geometry.slow_units, "um"), scale(geometry.fast_units, "um")),
-        precision=(job.meta.get("rescan") or {}).get("precision", rules.precision),
-        known=known,
-    )
-
-
-def _whole(plan: _Plan, regions: Sequence[Mapping[str, Any]]) -> Refusal | None:
+def _whole(plan: FineScans, regions: Sequence[Mapping[str, Any]]) -> Refusal | None:
     """Rules that no choice of regions can satisfy."""
     rules, geometry = plan.rules, plan.geometry
     if not plan.dwell > 0:
@@ -263,116 +209,7 @@ def _whole(plan: _Plan, regions: Sequence[Mapping[str, Any]]) -> Refusal | None:
     return None
 
 
-def _regions(
-    plan: _Plan, boxes: Sequence[Mapping[str, Any]]
-) -> tuple[list[FineRegion], list[Refusal]]:
-    """The boxes with their scans, in the order of the targets, of each the worthiest first; and those not needed."""
-    order = plan.rules.targets
-    strongest = sorted(boxes, key=lambda box: -float(box.get("score") or 0.0))[:_MOST_BOXES]
-    found, unneeded = [], []
-    for box in strongest:
-        one = _fine(plan, box)
-        (unneeded if isinstance(one, Refusal) else found).append(one)
-    found.sort(
-        key=lambda one: (
-            order.index(one.target) if one.target in order else 0,
-            -one.worth,
-            -one.region.score,
-        )
-    )
-    return [_numbered(one, number) for number, one in enumerate(found, 1)], unneeded
-
-
-def _numbered(one: FineRegion, number: int) -> FineRegion:
-    name = f"{number}-{one.region.label}" if one.region.label else str(number)
-    return replace(one, region=replace(one.region, label=name))
-
-
-def _fine(plan: _Plan, box: Mapping[str, Any]) -> FineRegion | Refusal:
-    rules, geometry = plan.rules, plan.geometry
-    row0, row1, col0, col1 = (int(edge) for edge in box["box"])
-    region = region_from_box(
-        geometry,
-        (row0, row1, col0, col1),
-        padding=rules.margin,
-        score=float(box.get("score") or 0.0),
-        reason=str(box.get("reason") or ""),
-        label=str(box.get("element_name") or ""),
-    )
-    (rows, slow), (cols, fast) = (
-        _points(low, high, step)
-        for (low, high), step in zip((region.slow_range, region.fast_range), plan.step, strict=True)
-    )
-    doses = 1 + plan.known.spent.dose_at(region.slow_range, region.fast_range)
-    light = light_of(box, doses=doses)
-    # Survey doses that one second on every pixel gives.
-    per_second = rows * cols / region.area / plan.survey_exposure
-    needed = _needed(plan, box, light, doses)
-    if isinstance(needed, Refusal):
-        return needed
-    dwell = plan.dwell if needed is None else min(plan.dwell, needed / per_second)
-    dose = dwell * per_second
-    modelled = rows * (rules.row_overhead + cols * (rules.point_overhead + dwell))
-    time_s = rules.region_overhead + plan.known.pace * modelled
-    pixel = abs(geometry.slow_step * geometry.fast_step)
-    per_pixel = pixel * rows * cols / region.area
-    information = light.information(pixels=region.area / pixel, per_pixel=per_pixel, dose=dose)
-    predicted: dict[str, Any] = {
-        "line": light.line,
-        "time_s": time_s,
-        "scan_s": modelled,
-        "dose": dose,
-        "information": information,
-        "relative_sigma": light.sigma_after(dose),
-        "relative_sigma_before": light.sigma,
-    }
-    if light.signal is not None and light.background is not None:
-        predicted["counts"] = (light.signal + light.background) * dose / per_pixel
-        predicted["background"] = light.background * dose / per_pixel
-    return FineRegion(
-        region=region,
-        shape=(rows, cols),
-        extents=(slow, fast),
-        step=(
-            (region.slow_range[1] - region.slow_range[0]) / rows,
-            (region.fast_range[1] - region.fast_range[0]) / cols,
-        ),
-        dwell=dwell,
-        time_s=time_s,
-        exposure_s=rows * cols * dwell,
-        area_um2=region.area * plan.um[0] * plan.um[1],
-        dose=dose,
-        target=str(box.get("target") or "spots"),
-        information=information,
-        worth=worth_of(information, time_s, dose),
-        predicted=predicted,
-    )
-
-
-def _needed(
-    plan: _Plan, box: Mapping[str, Any], light: Light, doses: float
-) -> float | Refusal | None:
-    """Survey doses until what is asked for is reached; None where nothing is asked for."""
-    wanted = wanted_of(box, plan.precision, light.line)
-    if not wanted:
-        return None
-    each = {line: light_of({**box, "element_name": line}, doses=doses) for line in wanted}
-    needed = {line: each[line].dose_for(share) for line, share in wanted.items()}
-    if max(needed.values()) > 0:
-        return max(needed.values())
-    line = next(iter(wanted))
-    text = f"{line} is known to {each[line].sigma:.3g} of its value, {wanted[line]:g} is asked for"
-    return Refusal("precision", text, wanted[line], each[line].sigma, "of the value")
-
-
-def _points(low: float, high: float, step: float) -> tuple[int, tuple[float, float]]:
-    """Number of pixels nearest to `step` wide that fill a range, and the centres of the first and last."""
-    count = max(1, round((high - low) / step))
-    half = (high - low) / count / 2
-    return count, (low + half, high - half)
-
-
-def _choose(plan: _Plan, found: Sequence[FineRegion]) -> tuple[list[FineRegion], list[Refusal]]:
+def _choose(plan: FineScans, found: Sequence[FineRegion]) -> tuple[list[FineRegion], list[Refusal]]:
     """Take regions in their order, as long as all limits hold for all that is taken of the survey together."""
     kept: list[FineRegion] = []
     dropped: list[Refusal] = []
@@ -408,7 +245,7 @@ def _placed(fine: FineRegion) -> Placed:
     return Placed(region.slow_range, region.fast_range, fine.dose, region.label)
 
 
-def _beyond_limits(plan: _Plan, fine: FineRegion) -> Refusal | None:
+def _beyond_limits(plan: FineScans, fine: FineRegion) -> Refusal | None:
     """Soft limits, over everything that the motors will do."""
     geometry, region = plan.geometry, fine.region
     axes = (
@@ -422,7 +259,7 @@ def _beyond_limits(plan: _Plan, fine: FineRegion) -> Refusal | None:
     return None
 
 
-def _twice(plan: _Plan, kept: Sequence[FineRegion], fine: FineRegion) -> Refusal | None:
+def _twice(plan: FineScans, kept: Sequence[FineRegion], fine: FineRegion) -> Refusal | None:
     """Whether the sample would pay twice for the same place; later rounds measure places again for precision alone."""
     region = fine.region
     before = () if fine.target == "precision" else plan.known.spent.placed
@@ -437,7 +274,7 @@ def _twice(plan: _Plan, kept: Sequence[FineRegion], fine: FineRegion) -> Refusal
     return None
 
 
-def _beyond_budget(plan: _Plan, spent: Spent, fine: FineRegion) -> Refusal | None:
+def _beyond_budget(plan: FineScans, spent: Spent, fine: FineRegion) -> Refusal | None:
     return budget_refusal(
         plan.rules,
         spent,

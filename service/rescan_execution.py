@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from inscan.service.journal import Journal
+from inscan.service.journal_rows import ENERGIES
 from inscan.service.rescan_validity import NotAllowed, Validity
 
 TAKEN_FROM = ("approved", "queued")
@@ -130,10 +131,10 @@ class Executions:
         """The note that a region is begun; None where it is noted already and only the answer was lost."""
         if not isinstance(attempt, int) or isinstance(attempt, bool) or not 1 <= attempt <= 100:
             raise NotAllowed(f"attempt: expected 1 or more, got {attempt!r:.40}")
-        region = next((one for one in found["regions"] if str(one["label"]) == label), None)
-        if region is None:
-            labels = ", ".join(str(one["label"]) for one in found["regions"])
-            raise NotAllowed(f"region: {label!r:.60} is none of this proposal's ({labels})")
+        regions = {str(one["label"]): one for one in found["regions"]}
+        if label not in _labels(found):
+            known = ", ".join(_labels(found))
+            raise NotAllowed(f"region: {label!r:.60} is none of this proposal's ({known})")
         shift = _pair(shift)
         name = f"{execution}/{label}/{attempt}"
         all_begun = found.get("begun") or []
@@ -157,7 +158,12 @@ class Executions:
             ):
                 raise NotAllowed(f"measured: region {label} was measured already")
             counted = False
-        self._validity.region(found, region, shift=shift, context=context, counted=counted)
+        if label in regions:
+            self._validity.region(
+                found, regions[label], shift=shift, context=context, counted=counted
+            )
+        elif not counted:
+            self._validity.affordable(found)
         if counted:
             return None
         return {
@@ -202,7 +208,7 @@ class Executions:
             self._all_begun(found, execution, runs)
         if state == "done":
             begun = [one["region"] for one in found["begun"] if one["execution"] == execution]
-            self._cover(found, begun or [str(one["label"]) for one in found["regions"]])
+            self._cover(found, begun or _labels(found))
         told = [reason, f"fine runs: {', '.join(runs)}" if runs else ""]
         text = "; ".join(part for part in told if part)
         self._move(found, state, who, text, ("running",))
@@ -261,6 +267,12 @@ class Executions:
         for uid in runs:
             if uid not in found.get("fine_uids", ()):
                 self._journal.note_proposal(found["id"], "run", uid, {}, self._now())
+
+
+def _labels(found: Mapping[str, Any]) -> list[str]:
+    if found.get("kind") == "energies":
+        return [ENERGIES]
+    return [str(one["label"]) for one in found["regions"]]
 
 
 def _last_begun(found: Mapping[str, Any], execution: str) -> Mapping[str, Any] | None:

@@ -10,17 +10,14 @@ from typing import Any
 
 from inscan.callbacks.profile import BeamlineProfile
 from inscan.service.journal import Journal
-from inscan.service.messages import InferenceJob, InferenceResult, canonical_json
+from inscan.service.messages import InferenceJob, InferenceResult
 from inscan.service.proposal import Mode
-from inscan.service.rescan import Known, propose
-from inscan.service.rescan_context import context_of
 from inscan.service.rescan_execution import Executions
-from inscan.service.rescan_limits import COUNTED, spent_by
+from inscan.service.rescan_proposing import Proposing
+from inscan.service.rescan_record import records_of, summary
 from inscan.service.rescan_validity import OPEN, NotAllowed, Validity
 
 __all__ = ["OPEN", "NotAllowed", "Rescans"]
-
-_MOST_PLACES = 100
 
 
 class Rescans:
@@ -50,29 +47,14 @@ class Rescans:
         self._now = now
         # Between the look at what was spent and the change of a state nobody else may spend.
         self._lock = threading.RLock()
+        self._proposing = Proposing(journal, self._profiles, mode, now)
         self._validity = Validity(journal, self._profiles, mode, now)
         self._executions = Executions(journal, self._validity, self._move, now)
 
     def propose(self, job: InferenceJob, result: InferenceResult) -> list[dict[str, Any]]:
         """Proposals for a result, at most one, as mappings for `Journal.committed`."""
         with self._lock:
-            profile = self._profiles.get(str(job.meta.get("profile")))
-            run = self._journal.run(job.run_uid)
-            if profile is None or run is None:
-                return []
-            # A second result of the same run must not have the same places measured twice.
-            taken = self._journal.proposals(run_uid=job.run_uid)
-            if any(one["state"] != "refused" or one["who"] != "inscan" for one in taken):
-                return []
-            survey_uid = _survey_of(run["start"], job.run_uid)
-            if survey_uid != job.run_uid and self._unfinished(survey_uid, run["start"]):
-                return []
-            survey = self._journal.run(survey_uid)
-            if survey is None:
-                return []
-            known = self._known(profile, survey, job.run_uid)
-            proposal = propose(job, result, profile, survey["start"], self._mode, known)
-            return [] if proposal is None else [self._described(proposal.to_dict(), profile)]
+            return self._proposing.of_result(job, result)
 
     def propose_places(
         self,
@@ -104,38 +86,8 @@ class Rescans:
         LookupError
             For a run that is not known or has no result.
         """
-        boxes = _places(places)
         with self._lock:
-            run = self._journal.run(run_uid)
-            done = self._journal.jobs("committed", run_uid)
-            job = self._journal.request(done[0]["key"]) if done else None
-            if run is None or job is None:
-                raise LookupError(f"run {run_uid!r} has no result in this service")
-            profile = self._profiles.get(str(job.meta.get("profile")))
-            if profile is None:
-                raise LookupError(f"run {run_uid!r}: no profile {job.meta.get('profile')!r}")
-            survey = self._journal.run(_survey_of(run["start"], run_uid))
-            if survey is None:
-                raise LookupError(f"run {run_uid!r}: its survey is not known")
-            wanted = job.model_copy(
-                update={"key": f"{job.key}/{canonical_json([dict(box) for box in boxes])}"}
-            )
-            result = InferenceResult(
-                key=job.key,
-                fence=0,
-                result_path="",
-                digest="",
-                report={"verdict": done[0]["verdict"]},
-                regions=boxes,
-                timings={},
-            )
-            known = self._known(profile, survey, run_uid)
-            made = propose(wanted, result, profile, survey["start"], self._mode, known)
-            if made is None:
-                raise ValueError(f"run {run_uid!r}: it is no survey map, or rescan.mode is off")
-            text = "; ".join(part for part in (reason, made.reason) if part)
-            proposal = self._described({**made.to_dict(), "who": str(who), "reason": text}, profile)
-            proposal["result_uid"] = done[0]["result_uid"] or ""
+            proposal = self._proposing.of_places(run_uid, places, who, reason)
             self._journal.add_proposal(proposal)
             return {"proposal": self.find(proposal["id"])}
 
@@ -313,6 +265,46 @@ class Rescans:
                     closed += 1
         return closed
 
+    def record(self, composite_uid: str) -> list[dict[str, Any]]:
+        """Compare what a composite's fine runs gave with what was predicted, and keep it.
+
+        Parameters
+        ----------
+        composite_uid : str
+            Of a composite that is committed; asking twice does no harm.
+
+        Returns
+        -------
+        list of dict
+            See `rescan_record.records_of`.
+        """
+        layers: dict[str, list[Mapping[str, Any]]] = {}
+        for job in self._journal.jobs("committed", composite_uid):
+            told = self._journal.report(job["key"]).get("composite") or {}
+            for layer in told.get("layers") or ():
+                run = self._journal.run(str(layer.get("uid")))
+                if run is not None and run["start"].get("proposal"):
+                    layers.setdefault(str(run["start"]["proposal"]), []).append(
+                        {**layer, "region": run["start"].get("region")}
+                    )
+        kept = []
+        for name, theirs in layers.items():
+            found = [one for one in self._journal.proposals(prefix=name) if one["id"] == name]
+            profile = self._profiles.get(str(found[0].get("profile"))) if found else None
+            if profile is None:
+                continue
+            for one in records_of(
+                found[0], theirs, self._journal.timing, min_score=profile.rescan.min_score
+            ):
+                title = f"{one['region']}/{one['run_uid']}"
+                self._journal.note_proposal(name, "measured", title, one, self._now())
+                kept.append(one)
+        return kept
+
+    def past(self, profile: str | None = None) -> dict[str, Any]:
+        """What past rescans of a profile (of all) say of predictions: request `rescan_record`."""
+        return {"profile": profile, **summary(self._journal.records(profile))}
+
     def _silent(self, proposal: Mapping[str, Any], after: float) -> bool:
         """Neither a word of a plan nor a run of it for so many seconds."""
         if self._now() - float(proposal["heard"]) <= after:
@@ -323,58 +315,6 @@ class Rescans:
             if run["start"].get("proposal") == proposal["id"]
         ]
         return self._now() - max(times, default=0.0) > after
-
-    def _known(self, profile: BeamlineProfile, survey: Mapping[str, Any], run_uid: str) -> Known:
-        survey_uid = survey["run_uid"]
-        of_survey = self._journal.proposals(survey_uid=survey_uid)
-        made = [
-            int(one.get("round") or 1)
-            for one in of_survey
-            if one["begun"] or one["state"] in COUNTED or one["state"] == "done"
-        ]
-        meta = None
-        if survey_uid != run_uid:
-            jobs = self._journal.jobs(run_uid=survey_uid)
-            first = self._journal.request(jobs[0]["key"]) if jobs else None
-            meta = None if first is None else first.meta
-        waiting = [
-            float(region.get("worth") or 0.0)
-            for state in (*OPEN, "running")
-            for one in self._journal.proposals(state=state)
-            if one.get("profile") == profile.name
-            for region in one["regions"]
-            if str(region.get("label")) in one["left"]
-        ]
-        paths = profile.rescan.context
-        return Known(
-            survey_uid=survey_uid,
-            survey=meta,
-            spent=spent_by(of_survey),
-            round=1 + max(made, default=0),
-            best_worth=max(waiting, default=0.0),
-            context=context_of(paths, survey["start"], self._journal.baseline(survey_uid)),
-        )
-
-    def _unfinished(self, survey_uid: str, composite: Mapping[str, Any]) -> bool:
-        """Whether more is still to be measured of a survey than its composite holds."""
-        held = {str(uid) for uid in composite.get("raw_uids") or ()}
-        for one in self._journal.proposals(survey_uid=survey_uid):
-            if one["state"] in OPEN:
-                return True
-            if one["state"] == "running":
-                runs = [self._journal.run(uid) for uid in one["fine_uids"] if uid in held]
-                seen = {str(run["start"].get("region")) for run in runs if run is not None}
-                if not {str(region["label"]) for region in one["regions"]} <= seen:
-                    return True
-        return False
-
-    def _described(self, proposal: dict[str, Any], profile: BeamlineProfile) -> dict[str, Any]:
-        return {
-            **proposal,
-            "profile": profile.name,
-            "through": profile.rescan.through,
-            "expires": self._now() + profile.rescan.expires,
-        }
 
     def _in_time(self, proposal: Mapping[str, Any]) -> None:
         old = self._validity.too_old(proposal)
@@ -398,22 +338,3 @@ class Rescans:
                 f"it would have to be {' or '.join(expected)} to become {state}"
             )
         return self.find(proposal["id"])
-
-
-def _survey_of(start: Mapping[str, Any], run_uid: str) -> str:
-    """The survey that a composite belongs to; of any other run, the run itself."""
-    return str(start.get("parent_uid")) if start.get("purpose") == "composite" else run_uid
-
-
-def _places(places: Any) -> list[dict[str, Any]]:
-    if not isinstance(places, list | tuple) or not 0 < len(places) <= _MOST_PLACES:
-        raise ValueError(f"places: expected 1 to {_MOST_PLACES} of them")
-    boxes = []
-    for place in places:
-        box = place.get("box") if isinstance(place, Mapping) else None
-        if not isinstance(box, list | tuple) or len(box) != 4:
-            raise ValueError(f"a place needs a box (row0, row1, col0, col1), got {place!r:.80}")
-        if not all(isinstance(edge, int) and not isinstance(edge, bool) for edge in box):
-            raise ValueError(f"box {box!r:.80}: edges are whole survey pixels")
-        boxes.append({**place, "box": list(box), "target": "like"})
-    return boxes
