@@ -97,7 +97,7 @@ def candidate_energies(
         )
     grid = low_ev + step_ev * np.arange(count, dtype=np.float64)
     taken = np.atleast_1d(np.asarray(taken_ev, dtype=np.float64))
-    near = np.abs(grid[:, None] - taken[None, :]).min(axis=1) < 0.5 * step_ev - 1e-9
+    near = np.abs(grid[:, None] - taken[None, :]).min(axis=1, initial=np.inf) < 0.5 * step_ev - 1e-9
     return grid[~near]
 
 
