@@ -18,7 +18,6 @@ from inscan.service.messages import NAMESPACE, InferenceJob, InferenceResult, de
 from inscan.service.proposal import FineRegion, Mode, Refusal, RescanProposal
 from inscan.service.rescan_context import context_of
 from inscan.service.rescan_energies import propose_energies
-from inscan.service.rescan_energies import propose_energies
 from inscan.service.rescan_limits import (
     OVERLAP,
     Placed,
