@@ -153,13 +153,14 @@ def merge_finer(
     weights = np.outer(
         footprint(level[0], sampling == "box"), footprint(level[1], sampling != "point")
     )
-    here = tuple(
-        slice(edge // parts, stop // parts)
-        for edge, stop, parts in ((box[0], box[1], level[0]), (box[2], box[3], level[1]))
+    here = (
+        slice(box[0] // level[0], box[1] // level[0]),
+        slice(box[2] // level[1], box[3] // level[1]),
     )
     n, t, b = (one[:, *here] for one in base.total())
     seen = _blocks(summed.layers > 0, level)
-    allowed = seen.all(axis=(3, 4)) & (t > 0) & ~apart[:, *here]
+    whole = np.asarray(seen.all(axis=(3, 4)))
+    allowed = whole & (t > 0) & ~apart[:, *here]
     v, s = _blocks(np.nan_to_num(result.values), level), _blocks(np.nan_to_num(result.sigma), level)
     mean, spread = (v * weights).sum(axis=(3, 4)), (s * weights).sum(axis=(3, 4))
     safe = np.where(t > 0, t, 1.0)
@@ -187,9 +188,7 @@ def merge_finer(
     counts = counts + _flat(np.where(gives, n[..., None, None] * shared, 0.0))
     light = light + _flat(np.where(gives, t[..., None, None] * weights, 0.0))
     behind = behind + _flat(np.where(gives, b[..., None, None] * weights, 0.0))
-    _onto_survey(
-        canvas.coarse, here, seen.all(axis=(3, 4)), allowed, summed, level, new, s * narrower
-    )
+    _onto_survey(canvas.coarse, here, whole, allowed, summed, level, new, s * narrower)
     added_up = np.asarray(_flat(np.broadcast_to(gives, v.shape)).any(axis=0))
     _write(
         canvas,

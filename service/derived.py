@@ -265,8 +265,14 @@ def _start(
 ) -> dict[str, Any]:
     copied = {name: raw_start[name] for name in (*COPIED_KEYS, *ACCESS_KEYS) if name in raw_start}
     copied.pop("tiled_access_tags", None)  # they are the node's own, as for a raw run
+    composed: dict[str, Any] = {}
+    if raw_start.get("purpose") == "composite":
+        # Nobody measured it: it is found as a result of its survey, and names all that are in it.
+        composed = {"composite_uid": run_uid, "raw_uids": list(raw_start.get("raw_uids") or ())}
+        run_uid = str(raw_start.get("parent_uid"))
     return {
         **copied,
+        **composed,
         "uid": derived_uid(key),
         "time": now,
         "plan_name": "inscan",
@@ -299,6 +305,18 @@ def _provenance(job: InferenceJob, result: InferenceResult) -> dict[str, Any]:
         "result_digest": result.digest,
         "profile": job.meta.get("profile"),
         "timings": result.timings,
+        **_composed_of(job),
+    }
+
+
+def _composed_of(job: InferenceJob) -> dict[str, Any]:
+    """All runs of a composite, with the digests of what each gave; nothing for other results."""
+    layers = job.meta.get("layers")
+    if job.recipe != "composite" or not layers:
+        return {}
+    return {
+        "raw_uids": job.meta.get("raw_uids"),
+        "input_digests": {str(one["uid"]): one.get("input_digest") for one in layers},
     }
 
 

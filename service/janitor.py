@@ -1,6 +1,7 @@
 """What may be deleted, and when: spool and snapshots of runs whose results are safe."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from inscan.service.journal import Journal
@@ -9,11 +10,18 @@ from inscan.service.spool import Spool
 _log = logging.getLogger(__name__)
 
 
-def sweep(journal: Journal, spool: Spool, live: Path, *, keep_spool: bool) -> list[str]:
+def sweep(
+    journal: Journal,
+    spool: Spool,
+    live: Path,
+    *,
+    keep_spool: bool,
+    needed: Callable[[str], bool] = lambda run_uid: False,
+) -> list[str]:
     """Delete what finished runs leave behind.
 
     A run is finished when its documents are released and no job of it is open: its results are in Tiled, or its failure
-    is recorded.
+    is recorded. What is needed longer, for rescans, may take up half of the spool: the newest runs are kept.
 
     Parameters
     ----------
@@ -21,6 +29,8 @@ def sweep(journal: Journal, spool: Spool, live: Path, *, keep_spool: bool) -> li
         Folder of snapshot results, `<run_uid>.h5`; a final supersedes them.
     keep_spool : bool
         Keep the assembled arrays.
+    needed : callable
+        Whether the arrays of a finished run are still needed.
 
     Returns
     -------
@@ -28,8 +38,16 @@ def sweep(journal: Journal, spool: Spool, live: Path, *, keep_spool: bool) -> li
         Runs whose arrays were deleted.
     """
     deleted = []
-    for run_uid in spool.runs():
-        if not keep_spool and _finished(journal, run_uid):
+    finished = [] if keep_spool else [one for one in spool.runs() if _finished(journal, one)]
+    kept = {run_uid: spool.size(run_uid) for run_uid in finished if needed(run_uid)}
+    room = spool.budget // 2
+    for run_uid in sorted(kept, key=lambda one: _created(journal, one), reverse=True):
+        room -= kept[run_uid]
+        if room < 0:
+            _log.warning("the arrays of run %s are given up: spool_budget", run_uid)
+            del kept[run_uid]
+    for run_uid in finished:
+        if run_uid not in kept:
             spool.delete(run_uid)
             deleted.append(run_uid)
     for path in live.glob("*.h5"):
@@ -38,6 +56,11 @@ def sweep(journal: Journal, spool: Spool, live: Path, *, keep_spool: bool) -> li
     if deleted:
         _log.debug("spool of %d finished runs deleted", len(deleted))
     return deleted
+
+
+def _created(journal: Journal, run_uid: str) -> float:
+    run = journal.run(run_uid)
+    return 0.0 if run is None else run["created"]
 
 
 def _finished(journal: Journal, run_uid: str) -> bool:

@@ -81,6 +81,11 @@ class Database:
             except sqlite3.Error as error:
                 raise JournalError(f"journal {self._path}: {error}") from error
 
+    def changes(self) -> int:
+        """Rows that were changed so far."""
+        with self._lock:
+            return self._connection.total_changes
+
     def rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """What a query finds."""
         with self._lock:

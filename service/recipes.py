@@ -12,6 +12,7 @@ from inscan.models.estimate import Estimate
 from inscan.service.fitting import Keeper, account, denoiser_of, given, offered
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
+from inscan.service.recipe_composite import composite_maps
 from inscan.service.recipe_energies import energies_report
 from inscan.service.recipe_regions import binned, map_regions, wanted_of
 from inscan.service.recipe_spectral import cube_arrays, denoise_cube, line_maps
@@ -62,6 +63,7 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
         When the recipe does not fit the arrays; the message names both.
     """
     recipes = {"n2n": _n2n, "superres": _superres, "subspace": _subspace, "spectral": _spectral}
+    recipes["composite"] = composite_maps
     furthest = 0.0
 
     def onward(fraction: float) -> None:

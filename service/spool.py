@@ -94,6 +94,17 @@ class Spool:
         """Bytes that all folders hold on the disk; pages never written are not counted."""
         return sum(file.stat().st_blocks * 512 for file in self.root.rglob("*") if file.is_file())
 
+    @property
+    def budget(self) -> int:
+        """Most bytes that all folders together may hold."""
+        return self._budget
+
+    def size(self, run_uid: str) -> int:
+        """Bytes that a run's folder holds on the disk."""
+        folder = self.folder(run_uid)
+        files = [] if folder is None else folder.iterdir()
+        return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+
     def require(self, path: Path, nbytes: int) -> None:
         """Refuse what would not fit.
 
