@@ -10,7 +10,7 @@ from typing import Any
 
 from inscan.service.journal import Journal
 from inscan.service.journal_rows import ENERGIES
-from inscan.service.rescan_validity import NotAllowed, Validity
+from inscan.service.rescan_validity import NotAllowed, Validity, wrong_state
 
 TAKEN_FROM = ("approved", "queued")
 _ENDS = ("done", "failed", "refused")
@@ -98,8 +98,10 @@ class Executions:
     ) -> None:
         who, name = f"plan {execution}", found["id"]
         mine = found["state"] == "running" and found["who"] == who
+        if found.get("kind") == "energies" and label is None and (not mine or attempt != 1):
+            label = ENERGIES  # the field stays where it is: a plan names no region
         if not mine and found["state"] not in TAKEN_FROM:
-            self._move(found, "running", who, reason, TAKEN_FROM)  # says why not
+            raise wrong_state(found, "running", TAKEN_FROM)
         if mine:
             self._heard(found, execution, runs, label)
         old = "" if mine else self._validity.too_old(found)

@@ -15,7 +15,7 @@ from inscan.service.proposal import Mode
 from inscan.service.rescan_execution import Executions
 from inscan.service.rescan_proposing import Proposing
 from inscan.service.rescan_record import records_of, summary
-from inscan.service.rescan_validity import OPEN, NotAllowed, Validity
+from inscan.service.rescan_validity import OPEN, NotAllowed, Validity, wrong_state
 
 __all__ = ["OPEN", "NotAllowed", "Rescans"]
 
@@ -331,10 +331,5 @@ class Rescans:
         expected: tuple[str, ...],
     ) -> dict[str, Any]:
         if not self._journal.set_proposal(proposal["id"], state, who, reason, expected=expected):
-            now = self.find(proposal["id"])
-            raise NotAllowed(
-                f"state: proposal {proposal['id'][:13]} is {now['state']} "
-                f"({now['who']}: {now['reason'] or 'no reason'}); "
-                f"it would have to be {' or '.join(expected)} to become {state}"
-            )
+            raise wrong_state(self.find(proposal["id"]), state, expected)
         return self.find(proposal["id"])

@@ -26,6 +26,15 @@ class NotAllowed(ValueError):
     """A change of state that a rule forbids; the message names the rule."""
 
 
+def wrong_state(proposal: Mapping[str, Any], state: str, expected: Sequence[str]) -> NotAllowed:
+    """That a proposal cannot become what it should, from the state in which it is."""
+    return NotAllowed(
+        f"state: proposal {proposal['id'][:13]} is {proposal['state']} "
+        f"({proposal['who']}: {proposal['reason'] or 'no reason'}); "
+        f"it would have to be {' or '.join(expected)} to become {state}"
+    )
+
+
 class Validity:
     """What stands against a proposal, for any thread. Every method raises `NotAllowed` with the rule, or returns.
 
