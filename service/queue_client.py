@@ -4,26 +4,18 @@ Nothing else of inscan imports bluesky_queueserver_api, and this module only whe
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from inscan.service.queue_items import Ended, Item, Manager, ended_of, item_of, short
 from inscan.service.settings import QueueServerSettings
 
-__all__ = [
-    "Ended",
-    "Item",
-    "Manager",
-    "QueueClient",
-    "QueueRefused",
-    "QueueUnavailable",
-]
+__all__ = ["QueueClient", "QueueRefused", "QueueUnavailable"]
 
 MOST_ITEMS = 10_000
 """Of a longer queue or history only so many are looked at: the first of the queue, the last of the history."""
 _ANSWER_S, _SEND_S = 2.0, 0.5
 _LISTEN_S = 0.2
 """How long the client's own threads may go on when it is closed."""
-_MAX_TEXT = 300
 
 
 class QueueUnavailable(ConnectionError):  # noqa: N818 - a ConnectionError by its name already
@@ -32,73 +24,6 @@ class QueueUnavailable(ConnectionError):  # noqa: N818 - a ConnectionError by it
 
 class QueueRefused(RuntimeError):  # noqa: N818 - as above
     """The manager does not do what it was asked; the message is its own."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """An item of the queue.
-
-    Attributes
-    ----------
-    uid : str
-        Changes when a failed item is put back into the queue.
-    plan : str
-        Name of its plan; empty for an instruction.
-    proposal : str
-        What its plan gets as `proposal`; empty for items that are none of ours.
-    attempt : int
-        Which approval of the proposal it belongs to, from 1. 0: it does not say.
-    """
-
-    uid: str
-    plan: str
-    proposal: str = ""
-    attempt: int = 0
-
-
-@dataclass(frozen=True)
-class Ended:
-    """An item of the history.
-
-    Attributes
-    ----------
-    item : Item
-    status : str
-        `completed`, `stopped`, `failed`, `aborted`, `halted` or `unknown`.
-    reason : str
-        The manager's message; empty when it ended well.
-    """
-
-    item: Item
-    status: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Manager:
-    """State of a manager.
-
-    Attributes
-    ----------
-    state : str
-        `idle`, `executing_queue`, `paused`, ...
-    environment : bool
-        Whether the worker's environment is open.
-    stop_pending, autostart : bool
-        The queue will stop after the running item; the manager starts it by itself.
-    lock : str
-        Who has locked it, and why; empty when nobody has.
-    history, plans : str
-        Names of the present state of the history and of the allowed plans.
-    """
-
-    state: str
-    environment: bool
-    stop_pending: bool
-    autostart: bool
-    lock: str
-    history: str
-    plans: str
 
 
 class QueueClient:
@@ -162,7 +87,7 @@ class QueueClient:
                 message = told.get("msg") if isinstance(told, Mapping) else None
                 state = message.get("status") if isinstance(message, Mapping) else None
                 if isinstance(state, Mapping):
-                    self._published = _text(state.get("status_uid"))
+                    self._published = short(state.get("status_uid"))
         return self._published != before
 
     def manager(self) -> Manager:
@@ -177,21 +102,21 @@ class QueueClient:
         lock = told.get("lock")
         locked = isinstance(lock, Mapping) and any(lock.values())
         return Manager(
-            state=_text(told.get("manager_state")),
+            state=short(told.get("manager_state")),
             environment=told.get("worker_environment_exists") is True,
             stop_pending=told.get("queue_stop_pending") is True,
             autostart=told.get("queue_autostart_enabled") is True,
             lock=self._lock() if locked else "",
-            history=_text(told.get("plan_history_uid")),
-            plans=_text(told.get("plans_allowed_uid")),
+            history=short(told.get("plan_history_uid")),
+            plans=short(told.get("plans_allowed_uid")),
         )
 
     def _lock(self) -> str:
         told = self._ask("lock_info", {}).get("lock_info")
         told = told if isinstance(told, Mapping) else {}
         what = " and ".join(name for name in ("environment", "queue") if told.get(name))
-        note = f": {_text(told['note'])}" if told.get("note") else ""
-        return f"{what or 'it'} locked by {_text(told.get('user')) or 'somebody'}{note}"
+        note = f": {short(told['note'])}" if told.get("note") else ""
+        return f"{what or 'it'} locked by {short(told.get('user')) or 'somebody'}{note}"
 
     def allows(self, manager: Manager, plan: str) -> bool:
         """Whether the user group of the settings may run a plan."""
@@ -206,14 +131,14 @@ class QueueClient:
         """The items that wait, first to be run first, and the one that is running."""
         told = self._ask("queue_get", {})
         items, running = told.get("items"), told.get("running_item")
-        waiting = [_item(one) for one in items[:MOST_ITEMS]] if isinstance(items, list) else []
-        return waiting, _item(running) if running else None
+        waiting = [item_of(one) for one in items[:MOST_ITEMS]] if isinstance(items, list) else []
+        return waiting, item_of(running) if running else None
 
     def history(self) -> list[Ended]:
         """The items that have ended, oldest first."""
         items = self._ask("history_get", {}).get("items")
         found = items[-MOST_ITEMS:] if isinstance(items, list) else []
-        return [_ended(one) for one in found if isinstance(one, Mapping)]
+        return [ended_of(one) for one in found if isinstance(one, Mapping)]
 
     def add(self, plan: str, proposal: str, meta: Mapping[str, Any]) -> Item:
         """Put a plan at the front of the queue; starts nothing by itself.
@@ -237,7 +162,7 @@ class QueueClient:
             "user": self._settings.user,
             "user_group": self._settings.user_group,
         }
-        return _item(self._ask("queue_item_add", request).get("item"))
+        return item_of(self._ask("queue_item_add", request).get("item"))
 
     def remove(self, uid: str) -> None:
         """Take an item out of the queue, where it waits; `QueueRefused` when it does not, or the queue is locked."""
@@ -260,39 +185,12 @@ class QueueClient:
             ) from error
         except self._refused as error:
             response = getattr(error, "response", None)
-            text = _text(response.get("msg") if isinstance(response, Mapping) else error)
+            text = short(response.get("msg") if isinstance(response, Mapping) else error)
             # What only looks fails when the manager's database is away.
             kind = QueueUnavailable if method.endswith("_get") else QueueRefused
             raise kind(f"{method}: {text}") from error
         except self._malformed as error:
-            raise QueueRefused(f"{method}: {_text(error)}") from error
+            raise QueueRefused(f"{method}: {short(error)}") from error
         if not isinstance(told, dict):
-            raise QueueUnavailable(f"{self._settings.control} is no queue server: {_text(told)}")
+            raise QueueUnavailable(f"{self._settings.control} is no queue server: {short(told)}")
         return told
-
-
-def _item(given: Any) -> Item:
-    """What of an item concerns us; whoever may change the queue may have written anything into it."""
-    one: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-    kwargs, meta = one.get("kwargs"), one.get("meta")
-    proposal = kwargs.get("proposal") if isinstance(kwargs, Mapping) else None
-    marks = meta.get("inscan") if isinstance(meta, Mapping) else None
-    marks = marks if isinstance(marks, Mapping) else {}
-    attempt = marks.get("attempt")
-    return Item(
-        uid=_text(one.get("item_uid")),
-        plan=_text(one.get("name")) if one.get("item_type") == "plan" else "",
-        proposal=proposal if isinstance(proposal, str) else "",
-        attempt=attempt if isinstance(attempt, int) and attempt > 0 else 0,
-    )
-
-
-def _ended(given: Mapping[str, Any]) -> Ended:
-    result = given.get("result")
-    result = result if isinstance(result, Mapping) else {}
-    reason = _text(result.get("msg"))
-    return Ended(_item(given), _text(result.get("exit_status")) or "unknown", reason)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else " ".join(str(value)[: 4 * _MAX_TEXT].split())[:_MAX_TEXT]

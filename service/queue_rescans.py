@@ -8,26 +8,19 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from inscan.callbacks.profile import BeamlineProfile
 from inscan.service.journal import Journal
-from inscan.service.queue_client import (
-    Ended,
-    Item,
-    Manager,
-    QueueClient,
-    QueueRefused,
-    QueueUnavailable,
-)
+from inscan.service.queue_client import QueueClient, QueueRefused, QueueUnavailable
+from inscan.service.queue_items import Ended, Item, Manager, attempt, belongs, confirmed, marks_of
+from inscan.service.rescan_states import NotAllowed, Rescans
 from inscan.service.settings import QueueServerSettings
 
 OPEN = ("approved", "queued", "running")
 _TAKES = ("idle", "executing_queue")
 """States of the manager in which items are added."""
 _BEAT_S, _LOOK_S = 0.1, 10.0
-_MOST_LABELS = 64
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +31,8 @@ class QueueRescans:
     ----------
     settings : QueueServerSettings
     journal : Journal
+    rescans : Rescans
+        Checks every proposal once more before it is added.
     profiles : sequence of BeamlineProfile
         Only those with `rescan.through: queue` concern it.
     period_s : float
@@ -52,6 +47,7 @@ class QueueRescans:
         self,
         settings: QueueServerSettings,
         journal: Journal,
+        rescans: Rescans,
         profiles: Sequence[BeamlineProfile],
         *,
         period_s: float = 0.5,
@@ -60,6 +56,7 @@ class QueueRescans:
     ) -> None:
         self._settings = settings
         self._journal = journal
+        self._rescans = rescans
         self._plans = {p.name: p.rescan.plan for p in profiles if p.rescan.through == "queue"}
         self._period_s, self._report_s, self._pause_s = period_s, report_s, pause_s
         self._over = threading.Event()
@@ -176,11 +173,12 @@ class QueueRescans:
             for one in client.history():
                 self._ended.setdefault((one.item.proposal, one.item.attempt), one)
             self._history = manager.history
-        to_add = [
-            proposal
-            for proposal in mine.values()
-            if self._follow(proposal, waiting, running, manager) == "missing"
-        ]
+        to_add = []
+        for proposal in mine.values():
+            if proposal["state"] == "approved":
+                to_add.append(proposal)
+            else:
+                self._follow(proposal, waiting, running, manager)
         waiting = self._take_out(client, mine, waiting)
         waiting = self._add(client, manager, to_add, waiting, running)
         self._start(client, mine)
@@ -202,26 +200,24 @@ class QueueRescans:
         waiting: Sequence[Item],
         running: Item | None,
         manager: Manager,
-    ) -> str:
-        """See where the item of an open proposal is; `missing` when it has none and should get one."""
-        name, state = proposal["id"], proposal["state"]
-        attempt = _attempt(proposal)
-        ended = self._ended.get((name, attempt))
-        places = [n for n, item in enumerate(waiting) if _belongs(item, proposal)]
-        if running is not None and _belongs(running, proposal):
-            if state == "approved":
-                self._queued(proposal, running)
+    ) -> None:
+        """See where the item of a proposal is that is queued or running."""
+        state = proposal["state"]
+        ended = self._ended.get((proposal["id"], attempt(proposal)))
+        places = [n for n, item in enumerate(waiting) if belongs(item, proposal)]
+        if running is not None and belongs(running, proposal):
+            self._confirm(proposal, running)
             self._note(proposal, "its item is running")
         elif ended is not None:
             reason = f"its item {ended.item.uid} ended ({ended.status})"
             self._unreported(proposal, f"{reason}: {ended.reason}" if ended.reason else reason)
         elif places:
-            if state == "approved":
-                self._queued(proposal, waiting[places[0]])
+            self._confirm(proposal, waiting[places[0]])
             idle = "; the queue is not started" if manager.state == "idle" else ""
             self._note(proposal, f"waits in the queue behind {places[0]} items{idle}")
-        elif state == "approved":
-            return "missing"
+        elif state == "queued" and not confirmed(proposal):
+            # Nobody answered when it was added, or this process is another than the one that was about to.
+            self._unqueue(proposal, "its item did not come into the queue")
         elif state == "queued":
             self._move(
                 proposal,
@@ -230,11 +226,10 @@ class QueueRescans:
             )
         elif any(step["state"] == "queued" for step in proposal["history"]):
             self._unreported(proposal, "its item is gone from the queue server")
-        return ""
 
     def _unreported(self, proposal: Mapping[str, Any], reason: str) -> None:
         """Give the plan's report its time, then end the proposal."""
-        since = self._ended_at.setdefault((proposal["id"], _attempt(proposal)), time.monotonic())
+        since = self._ended_at.setdefault((proposal["id"], attempt(proposal)), time.monotonic())
         if time.monotonic() - since >= self._report_s:
             self._move(proposal, "failed", f"{reason}, and its plan reported nothing")
         else:
@@ -256,7 +251,7 @@ class QueueRescans:
                 left.append(item)
                 continue
             ended = (item.proposal, item.attempt) in self._ended
-            if proposal is not None and _belongs(item, proposal) and not ended:
+            if proposal is not None and belongs(item, proposal) and not ended:
                 if item.proposal not in seen:
                     seen.add(item.proposal)
                     left.append(item)
@@ -282,21 +277,30 @@ class QueueRescans:
         alone = alone and all(item.uid in self._startable for item in waiting)
         items = list(waiting)
         for proposal in reversed(proposals):
-            if time.time() > float(proposal.get("expires") or float("inf")):
-                continue
             plan = self._plans[proposal["profile"]]
             try:
                 if obstacle := self._obstacle(client, manager, plan):
                     self._note(proposal, obstacle)
                     continue
-                item = client.add(plan, proposal["id"], _meta(proposal))
-            except QueueRefused as error:
+                found = self._rescans.queue(
+                    proposal["id"], self._settings.user, f"to the queue of {self._settings.control}"
+                )
+            except (NotAllowed, QueueRefused, LookupError) as error:
                 self._note(proposal, str(error))
+                continue
+            try:
+                item = client.add(plan, proposal["id"], marks_of(found))
+            except QueueRefused as error:
+                now = client.manager()
+                if obstacle := self._obstacle(client, now, plan):
+                    self._unqueue(found, obstacle)
+                else:
+                    self._move(found, "failed", f"the queue server does not take it: {error}")
                 continue
             items.insert(0, item)
             if alone:
                 self._startable.add(item.uid)
-            self._queued(proposal, item)
+            self._confirm(found, item)
         return items
 
     def _obstacle(self, client: QueueClient, manager: Manager, plan: str) -> str:
@@ -351,9 +355,17 @@ class QueueRescans:
                 self._foreign.add(item.uid)  # another service's, or none of any
         return False
 
-    def _queued(self, proposal: Mapping[str, Any], item: Item) -> None:
-        reason = f"item {item.uid} at the front of the queue of {self._settings.control}"
-        self._move(proposal, "queued", reason)
+    def _confirm(self, proposal: Mapping[str, Any], item: Item) -> None:
+        """Note an item as that of a proposal, once."""
+        if proposal["state"] == "queued" and not confirmed(proposal):
+            reason = f"item {item.uid} at the front of the queue of {self._settings.control}"
+            self._move(proposal, "queued", reason)
+
+    def _unqueue(self, proposal: Mapping[str, Any], reason: str) -> None:
+        try:
+            self._rescans.unqueue(proposal["id"], self._settings.user, reason)
+        except NotAllowed as error:
+            _log.info("%s", error)  # a person or the plan was quicker
 
     def _move(self, proposal: Mapping[str, Any], state: str, reason: str) -> None:
         # Only from the state in which it was seen: a person or the plan may have been quicker.
@@ -376,25 +388,5 @@ class QueueRescans:
         self._startable &= there
         with self._lock:
             self._notes = {name: text for name, text in self._notes.items() if name in mine}
-        attempts = {(name, _attempt(one)) for name, one in mine.items()}
+        attempts = {(name, attempt(one)) for name, one in mine.items()}
         self._ended_at = {key: at for key, at in self._ended_at.items() if key in attempts}
-
-
-def _attempt(proposal: Mapping[str, Any]) -> int:
-    """How often it has been approved: a retry is another attempt, and its item another."""
-    return max(1, sum(step["state"] == "approved" for step in proposal["history"]))
-
-
-def _belongs(item: Item, proposal: Mapping[str, Any]) -> bool:
-    return item.proposal == proposal["id"] and item.attempt == _attempt(proposal)
-
-
-def _meta(proposal: Mapping[str, Any]) -> dict[str, Any]:
-    """What the start documents of its runs say besides what the plan gives them."""
-    labels = [str(region.get("label", "")) for region in proposal.get("regions") or ()]
-    return {
-        "parent_uid": str(proposal.get("survey_uid") or proposal["run_uid"]),
-        "proposal": proposal["id"],
-        "regions": labels[:_MOST_LABELS],
-        "inscan": {"version": version("inscan"), "attempt": _attempt(proposal)},
-    }

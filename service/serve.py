@@ -12,6 +12,7 @@ from typing import Any
 
 from inscan.callbacks.profile import BeamlineProfile, load_profile
 from inscan.service.broker import Broker
+from inscan.service.composites import Composites
 from inscan.service.crew import PREFIX, Crew
 from inscan.service.forwarders import Forwarders
 from inscan.service.ingest import Ingest
@@ -158,7 +159,17 @@ class Service:
             repairs=self._repairs,
         )
         self._rescans = Rescans(journal, profiles, mode=settings.rescan)
-        self._queue = QueueRescans(settings.queueserver, journal, profiles)
+        self._queue = QueueRescans(settings.queueserver, journal, self._rescans, profiles)
+        self._composites = Composites(
+            settings,
+            profiles,
+            journal,
+            self._spool,
+            broker=self._broker.mailbox,
+            writer=self._to_writer,
+            announce=self._announce,
+            record=self._rescans.record,
+        )
         self._source_table = SourceTable()
         requests = Requests(
             journal,
@@ -180,7 +191,7 @@ class Service:
             self._runs.uses(),
             is_closed=journal.released,
             on_incomplete=self._runs.on_incomplete,
-            outcome_of=journal.outcome,
+            outcome_of=self._composites.outcome_of,
             handle_request=requests,
             mailbox=self._to_ingest,
             incomplete_after=settings.incomplete_after,
@@ -252,7 +263,8 @@ class Service:
     def _announce(self, run_uid: str) -> None:
         outcome = self._journal.outcome(run_uid)
         if outcome is not None:
-            self._to_ingest.post(Outcome(run_uid, outcome))
+            for uid in self._composites.told(run_uid):
+                self._to_ingest.post(Outcome(uid, outcome))
 
     def look_after(self) -> None:
         """What is due every quarter of a second: dead workers, finished runs, old proposals. From the main thread.
@@ -268,10 +280,17 @@ class Service:
         self._crew.look_after()
         if self._forwarders is not None:
             self._forwarders.look_after()
+        self._composites.look()
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + _SWEEP_S
             settings = self._settings
-            sweep(self._journal, self._spool, settings.live_dir, keep_spool=settings.keep_spool)
+            sweep(
+                self._journal,
+                self._spool,
+                settings.live_dir,
+                keep_spool=settings.keep_spool,
+                needed=self._composites.keeps,
+            )
             self._rescans.expire()
 
     def stop(self) -> None:

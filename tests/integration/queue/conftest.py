@@ -22,6 +22,7 @@ import zmq
 from inscan.callbacks.profile import BeamlineProfile, load_profile, shipped_profiles
 from inscan.service.journal import Journal
 from inscan.service.queue_rescans import QueueRescans
+from inscan.service.rescan_states import Rescans
 from inscan.service.settings import QueueServerSettings
 
 REDIS = shutil.which("redis-server")
@@ -258,16 +259,29 @@ class Proposals:
 
     def __init__(self, folder: Path, server: QueueServer) -> None:
         self.journal = Journal(folder / "journal.db")
+        self.rescans = Rescans(self.journal, [profile("rescan_for_test")])
         self._server = server
         self._threads: list[QueueRescans] = []
 
     def approve(self, name: str, **more: Any) -> str:
         """A proposal that somebody has approved."""
+        region = {
+            "slow_range": [0.0, 2.0],
+            "fast_range": [0.0, 2.0],
+            "step": [0.1, 0.1],
+            "area_um2": 4.0,
+            **dict.fromkeys(("time_s", "exposure_s", "dose"), 1.0),
+        }
         body = {
             "run_uid": f"survey-of-{name}",
             "profile": "sim_xrf",
             "mode": "auto",
-            "regions": [{"label": "1-Fe_K"}, {"label": "2"}],
+            "motors": ["sample_y", "sample_x"],
+            "units": ["um", "um"],
+            "step": [0.1, 0.1],
+            "survey_step": [0.5, 0.5],
+            "context": {},
+            "regions": [{**region, "label": "1-Fe_K"}, {**region, "label": "2"}],
             **more,
         }
         self.journal.add_proposal({"id": name, "state": "approved", **body})
@@ -276,11 +290,12 @@ class Proposals:
     def start(self, plan: str = "rescan_for_test", **settings: Any) -> QueueRescans:
         """The thread; only one runs at a time."""
         self.stop()
-        given = self._server.settings.model_copy(update=settings)
+        given, known = self._server.settings.model_copy(update=settings), profile(plan)
         thread = QueueRescans(
             given,
             self.journal,
-            [profile(plan)],
+            Rescans(self.journal, [known]),
+            [known],
             period_s=0.1,
             report_s=0.3,
             pause_s=(0.2, 0.5),
@@ -304,8 +319,16 @@ class Proposals:
 
     def becomes(self, name: str, state: str, reason: str = "") -> dict[str, Any]:
         """Wait for a state and words of its reason."""
-        self._server.until(lambda: self[name]["state"] == state, 20.0)
-        assert reason in self[name]["reason"]
+
+        def arrived() -> bool:
+            return self[name]["state"] == state and reason in self[name]["reason"]
+
+        try:
+            self._server.until(arrived, 20.0)
+        except AssertionError as error:
+            now = self._threads[0].told([self[name]])[0] if self._threads else self[name]
+            told = {key: now.get(key) for key in ("state", "reason", "queue", "history")}
+            raise AssertionError(f"{told} is not {state}: {reason}") from error
         return self[name]
 
     def says(self, name: str, words: str) -> None:

@@ -4,6 +4,7 @@ import pytest
 from bluesky_queueserver_api import BPlan
 
 from inscan.service.queue_client import QueueClient, QueueUnavailable
+from inscan.service.queue_items import marks_of
 
 # The official client leaves its ZeroMQ contexts to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")
@@ -25,7 +26,7 @@ def test_a_closed_environment_is_waited_for(server, proposals):
     assert queue.status()["environment"] == "closed" and queue.status()["approved"] == 1
     assert server.items() == [] and proposals[name]["state"] == "approved"
     server.open_environment()
-    found = proposals.becomes(name, "queued")
+    found = proposals.becomes(name, "queued", "item ")
     (item,) = server.items()
     assert found["reason"].startswith(f"item {item['item_uid']} at the front of the queue")
     assert found["who"] == item["user"] == "inscan"
@@ -112,7 +113,12 @@ def test_an_item_that_a_person_takes_out_is_refused_and_stays_out(opened, propos
     proposals.becomes(name, "queued")
     opened.person.item_remove(uid=uids(opened)[0])
     found = proposals.becomes(name, "refused", "taken out of the queue before it ran")
-    assert [step["state"] for step in found["history"]] == ["approved", "queued", "refused"]
+    assert [step["state"] for step in found["history"]] == [
+        "approved",
+        "queued",
+        "queued",
+        "refused",
+    ]
     assert opened.items() == []
 
 
@@ -152,26 +158,33 @@ def test_a_lock_is_respected(opened, proposals, what):
 
 def test_a_service_that_was_away_adds_nothing_twice(opened, proposals):
     hers = opened.add_somebody_elses()
-    name = proposals.approve("once")
+    known = proposals.approve("known")
     proposals.start()
-    proposals.becomes(name, "queued")
-    before = uids(opened)
-    proposals.start(start=True)
-    # Killed between the manager's answer and the journal: the item is there, and the journal does not know.
+    proposals.becomes(known, "queued", "item ")
+    (item, _) = uids(opened)
     proposals.stop()
-    proposals.journal.set_proposal(name, "approved", "test", expected=("queued",))
-    proposals.journal.add_proposal({**proposals[name], "id": "late", "state": "approved"})
+    # Killed before the item was added, and between the manager's answer and the journal.
+    proposals.rescans.queue(proposals.approve("announced"), "inscan")
+    added = proposals.rescans.queue(proposals.approve("added"), "inscan")
     client = QueueClient(opened.settings)
-    added = client.add("rescan_for_test", "late", {"inscan": {"attempt": 1}})
+    theirs = client.add("rescan_for_test", "added", marks_of(added)).uid
     client.close()
     proposals.start(start=True)
-    assert added.uid in proposals.becomes("late", "queued")["reason"]
-    # The other was approved once more: its old item is not this approval's.
-    proposals.becomes(name, "queued")
-    opened.until(lambda: len(opened.items()) == 3)
-    assert uids(opened)[1:] == [added.uid, hers] and before[0] not in uids(opened)
-    assert opened.items()[0]["meta"]["inscan"]["attempt"] == 2
+    proposals.becomes("added", "queued", f"item {theirs} ")
+    opened.until(lambda: len(opened.items()) == 4)
+    assert uids(opened)[1:] == [theirs, item, hers]
+    proposals.becomes("announced", "queued", f"item {uids(opened)[0]} ")
+    assert [step["state"] for step in proposals["announced"]["history"]] == [
+        *("approved", "queued", "approved", "queued", "queued")
+    ]
     assert opened.ran == [], "what an earlier process added may have waited for a person"
+
+
+def test_what_may_not_be_measured_any_more_is_not_added(opened, proposals):
+    name = proposals.approve("too-far", units=["mm", "um"])
+    proposals.start()
+    proposals.says(name, "soft_limits: ")
+    assert proposals[name]["state"] == "approved" and opened.items() == []
 
 
 def test_a_manager_and_a_redis_that_die_lose_nothing(opened, proposals):
