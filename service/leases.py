@@ -56,7 +56,8 @@ class Leases:
         self._backoff_s = backoff_s
 
     def lease(self, worker: str, lease_s: float) -> tuple[InferenceJob, float] | None:
-        """Give the oldest queued job to a worker; those that refine a result come after all others.
+        """Give the oldest queued job to a worker: composites first, for which a plan waits; those that refine a result
+        after all others.
 
         Returns
         -------
@@ -68,7 +69,8 @@ class Leases:
             row = c.execute(
                 "SELECT key, job, fence, updated FROM jobs WHERE state = 'queued'"
                 " AND (not_before <= ? OR boot_id != ?)"
-                " ORDER BY coalesce(json_extract(job, '$.refines'), '') != '', seq LIMIT 1",
+                " ORDER BY coalesce(json_extract(job, '$.refines'), '') != '',"
+                " coalesce(json_extract(job, '$.recipe'), '') != 'composite', seq LIMIT 1",
                 (now, self._boot),
             ).fetchone()
             if row is None:
