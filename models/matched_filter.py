@@ -115,11 +115,11 @@ class Integrals:
 
     def __init__(self, maps: NDArray[np.float32], light: NDArray[np.float32]) -> None:
         self.shape = maps.shape
-        there = (light > 0).any(axis=0, keepdims=True).astype(np.float32)
+        there = np.asarray((light > 0).any(axis=0, keepdims=True), dtype=np.float32)
         self._tables = [self._table(one) for one in (maps, light, there)]
 
     @staticmethod
-    def _table(maps: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _table(maps: NDArray[np.floating]) -> NDArray[np.float64]:
         table = np.zeros((maps.shape[0], maps.shape[1] + 1, maps.shape[2] + 1))
         np.cumsum(maps, axis=1, out=table[:, 1:, 1:], dtype=np.float64)
         np.cumsum(table[:, 1:, 1:], axis=2, out=table[:, 1:, 1:])
@@ -170,12 +170,12 @@ def excess(
 
     def templated(x: NDArray[np.float32], kernel: NDArray[np.float64]) -> NDArray[np.float32]:
         down = correlate1d(x, kernel, axis=-2, mode="constant")
-        return correlate1d(down, kernel, axis=-1, mode="constant")
+        return np.asarray(correlate1d(down, kernel, axis=-1, mode="constant"), dtype=np.float32)
 
-    mask = (light > 0).any(axis=0, keepdims=True)
+    mask = np.asarray((light > 0).any(axis=0, keepdims=True))
     on = templated(maps, line)
     covered = templated(light, line)
-    pixels_on = templated(mask.astype(np.float32), line)
+    pixels_on = templated(np.asarray(mask, dtype=np.float32), line)
     possible = templated(np.ones(mask.shape, np.float32), line)
     # A weighted sum of Poisson counts has variance below its mean; divided by `gain` it has the
     # mean and variance of a Poisson count again.

@@ -10,7 +10,7 @@ from math import ceil
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import correlate1d
 from scipy.special import gammaincinv
 
 from inscan.models.region_boxes import PixelRegion, boxed_parts, merged
@@ -241,8 +241,9 @@ def _least_counts(floor: NDArray[np.float64], chance: float) -> NDArray[np.float
 
 def _windowed(x: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     """Sum over a square around every pixel, as far as it is in the field."""
-    total = uniform_filter(x, size=(1, side, side), mode="constant") * side**2
-    return np.maximum(total, 0.0)
+    kernel = np.ones(side)
+    down = correlate1d(x, kernel, axis=-2, mode="constant")
+    return np.maximum(correlate1d(down, kernel, axis=-1, mode="constant"), 0.0)
 
 
 def _each(

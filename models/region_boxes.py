@@ -14,6 +14,7 @@ Box = tuple[int, int, int, int]
 
 _LARGEST = 0.05  # a merged box may cover this share of the field
 _SMALLEST = 64.0  # pixels that a box may hold whatever the field
+_WASTE = 1.3  # a merged box may be so much larger than those it is made of together
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def merged(found: Sequence[PixelRegion], field: tuple[int, int]) -> list[PixelRe
     """Boxes that do not overlap, strongest first.
 
     Overlapping boxes become one, with the score, peak and reason of the strongest, unless that
-    would be a large part of the field: then the weaker one gives way, and goes if its peak does
-    not survive that.
+    would be a large part of the field or hold much that neither held: then the weaker one gives
+    way, and goes if its peak does not survive that.
     """
     limit = largest_box(field)
     kept: list[tuple[PixelRegion, int]] = []
@@ -127,7 +128,9 @@ def merged(found: Sequence[PixelRegion], field: tuple[int, int]) -> list[PixelRe
             box = (int(low[0]), int(high[1]), int(low[2]), int(high[3]))
         if not absorbed:
             kept.append((region, 0))
-        elif (box[1] - box[0]) * (box[3] - box[2]) <= limit:
+        elif _area(box) <= min(
+            limit, _WASTE * (_area(region.box) + sum(_area(k[0].box) for k in absorbed))
+        ):
             kept = [k for k in kept if k not in absorbed]
             joined = 1 + sum(k[1] for k in absorbed) + len(absorbed) - 1
             best = min([region, *(k[0] for k in absorbed)], key=_rank)
@@ -144,6 +147,10 @@ def merged(found: Sequence[PixelRegion], field: tuple[int, int]) -> list[PixelRe
         for region, joined in kept
     ]
     return sorted(told, key=_rank)
+
+
+def _area(box: Box) -> int:
+    return (box[1] - box[0]) * (box[3] - box[2])
 
 
 def _others(number: int) -> str:

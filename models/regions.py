@@ -24,6 +24,7 @@ from inscan.models.region_boxes import PixelRegion, boxed_parts, merged, padded
 
 __all__ = ["PixelRegion", "doubtful_regions", "find_regions", "significance_map"]
 
+_FALSE_ALARM = 0.01
 _LIT = 0.05  # of the typical exposure: what got less light says nothing
 _DEAD_ROW = 20.0  # counts of a typical row, below which an empty one may be chance
 _STRONGER = 1.3  # a wide template must beat the narrow one by so much to be what is there
@@ -41,7 +42,7 @@ def find_regions(
     scale_px: float | Sequence[float] = (0.7, 1.2, 2.0, 3.3),
     max_regions: int = 8,
     min_score: float | None = None,
-    false_alarm: float = 0.01,
+    false_alarm: float | None = None,
     pad_px: int = 1,
     names: Sequence[str] | None = None,
 ) -> list[PixelRegion]:
@@ -75,10 +76,10 @@ def find_regions(
     max_regions : int
         At most so many, the strongest first.
     min_score : float, optional
-        Least log-likelihood ratio; by default what `false_alarm` demands.
-    false_alarm : float
+        Least log-likelihood ratio.
+    false_alarm : float, optional
         Probability that a map of noise alone, all its elements, pixels and scales together,
-        gives any region.
+        gives any region. Where `min_score` is given too, both must hold; where neither is, 0.01.
     pad_px : int
         Pixels added around each box, clipped at the field's edge.
     names : sequence of str, optional
@@ -118,13 +119,14 @@ def find_regions(
             lower = other.mean < floor.mean
             other.mean[lower], other.variance[lower] = floor.mean[lower], floor.variance[lower]
         floor = other
-    threshold = (
-        significance_threshold(
-            int((light > 0).any(axis=0).sum()), scales, len(searched), false_alarm, rows + cols
+    threshold = float(np.sqrt(2 * max(min_score or 0.0, 0.0)))
+    if false_alarm is not None or min_score is None:
+        chance = _FALSE_ALARM if false_alarm is None else false_alarm
+        pixels = int((light > 0).any(axis=0).sum())
+        threshold = max(
+            threshold,
+            significance_threshold(pixels, scales, len(searched), chance, rows + cols),
         )
-        if min_score is None
-        else float(np.sqrt(2 * max(min_score, 0.0)))
-    )
     part = maps[searched]
     part_light = light if len(light) == 1 else light[searched]
     part_floor = None

@@ -20,6 +20,7 @@ from inscan.service.messages import InferenceJob
 
 __all__ = ["binned", "map_regions", "wanted_of"]
 
+_FALSE_ALARM = 0.05  # probability that a map of noise alone names a place
 _RING = 3  # pixels around a box that say what it would hold if nothing were there
 _LEAST_RING = 8
 
@@ -97,6 +98,7 @@ def map_regions(
             scale_px=(0.7 * scale, scale, 1.6 * scale),
             max_regions=most,
             min_score=wanted.get("min_score"),
+            false_alarm=_FALSE_ALARM,
             pad_px=0,  # the profile's `margin` is added where boxes become regions of the sample
             names=names,
         )
