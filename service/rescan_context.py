@@ -79,6 +79,8 @@ def same(then: Any, now: Any, tolerance: float | None) -> bool:
         if tolerance is None:
             return math.isclose(before, after, rel_tol=TOLERANCE, abs_tol=TOLERANCE**2)
         return abs(before - after) <= tolerance
+    if (before is None) != (after is None):
+        return False
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         return then.keys() == now.keys() and all(
             same(then[key], now[key], tolerance) for key in then

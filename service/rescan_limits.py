@@ -203,16 +203,20 @@ def range_refusal(
     except ValueError as error:
         text = f"those of motor {motor} cannot be compared: {error}"
         return Refusal("soft_limits", text, region=label)
+    given = [low, high, fine_step, *([] if position is None else [position])]
+    wrong = next((value for value in given if not math.isfinite(value)), None)
+    if wrong is not None:
+        text = f"{motor} would go to {wrong}, which is no position"
+        return Refusal("soft_limits", text, None, wrong, units, label)
     # From which side backlash is taken up is the motor's own affair: it counts on both.
     reach = [min(low, high) - beyond, max(low, high) + beyond]
     if position is not None:
         reach = [min(reach[0], position), max(reach[1], position)]
-    # Written so that a number that is none is refused as well.
     for value, limit, inside in (
         (reach[0], allowed[0], reach[0] >= allowed[0]),
         (reach[1], allowed[1], reach[1] <= allowed[1]),
     ):
-        if not inside or not math.isfinite(value):
+        if not inside:
             text = (
                 f"{motor} would go to {value:.6g} {units} with run-up and backlash, its limits are "
                 f"{allowed[0]:.6g} to {allowed[1]:.6g} {units}"
