@@ -165,7 +165,7 @@ class QueueServer:
     def open_environment(self) -> None:
         if not self.person.status(reload=True)["worker_environment_exists"]:
             self.person.environment_open()
-            self.until(lambda: self.person.status(reload=True)["worker_environment_exists"], 60.0)
+            self.until(lambda: self.person.status(reload=True)["worker_environment_exists"], 120.0)
             self.idle()
 
     def idle(self) -> None:

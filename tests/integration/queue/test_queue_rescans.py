@@ -1,13 +1,29 @@
 """Approved proposals in a real queue: at the front, once, and never started with somebody else's plans."""
 
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
 import pytest
+import yaml
 from bluesky_queueserver_api import BPlan
 
+from inscan.callbacks.profile import shipped_profiles
+from inscan.callbacks.request import request
 from inscan.service.queue_client import QueueClient, QueueUnavailable
 from inscan.service.queue_items import marks_of
+from inscan.service.queue_rescans import OPEN
 
 # The official client leaves its ZeroMQ contexts to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
+    pytest.mark.timeout(240),
+]
 
 
 def uids(server) -> list[str]:
@@ -214,3 +230,66 @@ def test_a_manager_that_wants_a_key_is_not_taken_for_one_that_is_away(server):
             client.manager()
     finally:
         client.close()
+
+
+@pytest.fixture
+def service(opened, tmp_path) -> Iterator[Path]:
+    """`inscan serve` with a worker, whose approved rescans go through the queue; its state directory."""
+    content = yaml.safe_load(shipped_profiles()["sim_xrf"].read_text())
+    content["rescan"] |= {"through": "queue", "max_regions": 2, "follow_drift": False}
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(content))
+    anywhere = "tcp://127.0.0.1:0"
+    given = {
+        "state_dir": str(opened.state),
+        "profiles": [str(tmp_path / "profile.yaml")],
+        **dict.fromkeys(("ingest", "broker", "spool"), anywhere),
+        "min_free": 0,
+        "data_roots": [str(opened.state / "data")],
+        "queueserver": {**opened.settings.model_dump(), "start": True},
+    }
+    (tmp_path / "service.yaml").write_text(yaml.safe_dump(given))
+    command = [str(Path(sys.executable).with_name("inscan")), "serve"]
+    with (tmp_path / "service.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "service.yaml")], stdout=log, stderr=log
+        )
+    try:
+        opened.until(
+            lambda: (opened.state / "service.json").exists() or process.poll() is not None, 60.0
+        )
+        assert process.poll() is None, (tmp_path / "service.log").read_text()
+        yield opened.state
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_survey_in_the_queue_is_followed_by_its_fine_runs(opened, service):
+    survey = BPlan("survey", step=0.8, dwell=0.1)
+    opened.person.item_add(survey, user="her", user_group="primary")
+    opened.person.queue_start()
+
+    def over() -> dict[str, Any] | None:
+        found = request(service, "proposals")["proposals"]
+        return found[0] if found and found[0]["state"] not in OPEN else None
+
+    proposal = opened.until(over, 120.0)
+    assert proposal["state"] == "done", proposal
+    states = [step["state"] for step in proposal["history"]]
+    assert states[:2] == ["approved", "queued"] and states[-2:] == ["running", "done"]
+    opened.idle()
+    first, second = opened.person.history_get(reload=True)["items"]
+    assert [first["name"], second["name"]] == ["survey", "inscan_rescan"]
+    (survey_uid,) = first["result"]["run_uids"]
+    fine_uids = second["result"]["run_uids"]
+    assert proposal["run_uid"] == survey_uid and proposal["fine_uids"] == fine_uids
+    labels = [region["label"] for region in proposal["regions"]]
+    assert len(fine_uids) == len(labels) >= 1 and opened.items() == []
+    with closing(sqlite3.connect(service / "journal.db")) as journal:
+        rows = journal.execute("SELECT run_uid, start FROM runs").fetchall()
+    starts = {uid: json.loads(start) for uid, start in rows}
+    for uid, label in zip(fine_uids, labels, strict=True):
+        start = starts[uid]
+        assert (start["purpose"], start["parent_uid"]) == ("fine", survey_uid)
+        assert (start["proposal"], start["region"]) == (proposal["id"], label)
+        assert start["regions"] == labels and start["inscan"]["attempt"] == 1
