@@ -1,137 +1,215 @@
-"""Score `regions`: how much of the field must be measured again to get the inclusions.
+"""Score `regions`: how much of the field must be measured again to get the inclusions, by whom it is chosen.
 
-python -m inscan.models.evaluate_regions
+python -m inscan.models.evaluate_regions --seeds 2
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inscan.models.regions import find_regions, significance_map
-from inscan.models.scores import ScoreRow, score_table, summarise
-from inscan.profiles.samples import cells
+from inscan.models.region_cases import FAMILIES, FIRST_SEED, Survey, survey
+from inscan.models.region_curves import Curve, covered, follow, missed
+from inscan.models.region_rankings import Box, proposals, rankings, with_margin
+from inscan.models.scores import Figure, ScoreRow, figure, score_table, summarise
 
-__all__ = ["evaluate_all", "evaluate_regions"]
+__all__ = [
+    "AREAS",
+    "EVERY",
+    "PEAKS",
+    "Detection",
+    "case_name",
+    "curve_rows",
+    "evaluate_regions",
+    "fresh_seeds",
+]
 
-_BIN = 10
-_TILE = 5  # coarse pixels
+PEAKS = (3.0, 10.0, 40.0)
+AREAS = np.round(np.concatenate([np.arange(0.0, 0.3, 0.01), np.arange(0.3, 1.001, 0.05)]), 3)
+"""Shares of the field at which curves are stored."""
+_RECALL = 0.9
+_SHOWN = (0.06, 0.15)
+_RESAMPLED = 400
+Orders = Mapping[str, list[Box]]
+EVERY = "all families"
+"""Name of the case in which the maps of all of them are pooled."""
+_OURS = "inscan"
+_WEAKEST = 0.5
 
 
-def evaluate_all(
-    seeds: Sequence[int], progress: Callable[[str], None] | None = None
-) -> list[ScoreRow]:
-    """Every case."""
-    return evaluate_regions(seeds, progress=progress)
+@dataclass
+class Detection:
+    """What came of it.
+
+    Attributes
+    ----------
+    rows : list of ScoreRow
+        ``area for 90 %``: share of the field at which the recall, averaged over maps, reaches 0.9, with an interval
+        by resampling maps; ``per map``: the same of each map by itself, averaged; ``recall at 6 %`` and at 15 % of the
+        field. Cases that end in ``above the threshold``: what would be proposed, all of it: ``boxes``, those that hold
+        no inclusion wholly (``false boxes``) or a decoy instead (``decoys``), the share of the field they cover with
+        (``area + margin``) and without the survey pixel that profiles add on each side, ``recall`` with that margin.
+    curves : dict of str to dict of str to list of float
+        By case and method: mean recall at `AREAS`.
+    missed : list of dict
+        See `inscan.models.region_curves.missed`; of the boxes above the threshold with margin, of ``inscan``.
+    """
+
+    rows: list[ScoreRow] = field(default_factory=list)
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    missed: list[dict[str, Any]] = field(default_factory=list)
+
+
+def fresh_seeds(count: int) -> range:
+    """Seeds that no figure was drawn from before the detection was settled."""
+    return range(FIRST_SEED, FIRST_SEED + count)
 
 
 def evaluate_regions(
-    seeds: Sequence[int] = range(6),
-    peaks: Sequence[float] = (3.0, 10.0, 40.0),
+    seeds: Sequence[int],
     *,
+    peaks: Sequence[float] = PEAKS,
+    families: Sequence[str] = tuple(FAMILIES),
+    each: Callable[[Survey, Orders, Orders], None] | None = None,
     progress: Callable[[str], None] | None = None,
-) -> list[ScoreRow]:
-    """Trace-element inclusions in cells, with decoys in the bright elements.
+) -> Detection:
+    """Trace-element inclusions in four families, with decoys in the bright elements.
 
     Parameters
     ----------
     seeds : sequence of int
     peaks : sequence of float
-        Counts of a trace element's brightest coarse pixel.
+        Expected counts that inclusions add to their brightest survey pixel. For the first of them there is a case with
+        inclusions of half of that to all of it besides.
+    families : sequence of str
+    each : callable (survey, proposals, rankings), optional
+        Called with every survey whose inclusions are all of one strength, so that others can go on from there.
     progress : callable (text), optional
-
-    Returns
-    -------
-    list of ScoreRow
-        Share of the field, tile by tile in order of score, that holds 90 % of the inclusions;
-        for `find_regions` itself the share its boxes cover, the inclusions they hold, and boxes
-        that hold none.
     """
-    rows = []
-    for peak in peaks:
-        scores: dict[str, list[dict[str, float]]] = {}
-        boxes: list[dict[str, float]] = []
-        for seed in seeds:
-            counts, spots, traces = _survey(seed, peak)
-            rng = np.random.default_rng([seed, 9])
-            maps: dict[str, Callable[[], NDArray]] = {
-                "random": lambda r=rng, c=counts: r.random(c.shape[1:]),
-                "sum of all elements": lambda c=counts: c.sum(axis=0),
-                "raw trace counts": lambda c=counts, t=traces: c[t].max(axis=0),
-                "inscan": lambda c=counts, t=traces: significance_map(c[t]).max(axis=0),
-            }
-            for name, score in maps.items():
-                ranked = score() + 1e-3 * rng.random(counts.shape[1:])
-                area = _area(ranked, spots)
-                scores.setdefault(name, []).append({"area for 90 %": area})
-            found = [
-                region
-                for element in traces
-                for region in find_regions(counts, element=element, max_regions=20)
-            ]
-            cover = np.zeros(counts.shape[1:], dtype=bool)
-            empty = 0
-            for region in found:
-                r0, r1, c0, c1 = region.box
-                cover[r0:r1, c0:c1] = True
-                empty += not any(r0 <= r < r1 and c0 <= c < c1 for r, c in spots)
-            boxes.append(
-                {
-                    "area": float(cover.mean()),
-                    "recall": float(np.mean([cover[r, c] for r, c in spots])),
-                    "boxes": float(len(found)),
-                    "empty boxes": float(empty),
-                }
-            )
-            if progress:
-                progress(f"inclusions of {peak:g} counts, seed {seed}")
-        case = f"inclusions, peak {peak:g} counts"
-        rows += [summarise(case, name, several) for name, several in scores.items()]
-        rows.append(summarise(f"{case}, find_regions", "inscan", boxes))
-    return rows
+    done = Detection()
+    for peak, weakest in [*((peak, 1.0) for peak in peaks), (peaks[0], _WEAKEST)]:
+        every: dict[str, list[Curve]] = {}
+        proposed_in_all: dict[str, list[dict[str, float]]] = {}
+        for family in families:
+            curves: dict[str, list[Curve]] = {}
+            proposed: dict[str, list[dict[str, float]]] = {}
+            for seed in seeds:
+                here = survey(family, seed, peak, weakest=weakest)
+                found = proposals(here)
+                orders = rankings(here, found)
+                if each is not None and weakest == 1:
+                    each(here, found, orders)
+                for method, boxes in orders.items():
+                    curves.setdefault(method, []).append(follow(boxes, here))
+                for method, boxes in found.items():
+                    proposed.setdefault(method, []).append(_proposed(here, boxes))
+                    if method == _OURS and weakest == 1:
+                        done.missed += missed(here, with_margin(boxes))
+                if progress:
+                    progress(f"{case_name(family, peak, weakest)}, seed {seed}")
+            _add(done, case_name(family, peak, weakest), curves, proposed)
+            for method, several in curves.items():
+                every.setdefault(method, []).extend(several)
+            for method, scores in proposed.items():
+                proposed_in_all.setdefault(method, []).extend(scores)
+        if len(families) > 1:
+            _add(done, case_name(EVERY, peak, weakest), every, proposed_in_all)
+    return done
 
 
-def _survey(seed: int, peak: float) -> tuple[NDArray, list[tuple[int, int]], list[int]]:
-    """Coarse counts (element, row, col), pixels of the inclusions, indices of trace elements."""
-    sample = cells(seed)
-    maps = np.asarray(sample.maps, dtype=np.float64)
-    rows, cols = (side // _BIN for side in maps.shape[1:])
-    cut = maps[:, : rows * _BIN, : cols * _BIN]
-    coarse = cut.reshape(len(maps), rows, _BIN, cols, _BIN).mean(axis=(2, 4))
-    coarse *= peak / coarse.max(axis=(1, 2), keepdims=True)
-    wanted = [spot for spot in sample.inclusions if not spot.decoy]
-    traces = sorted({sample.elements.index(spot.element) for spot in wanted})
-    bright = [k for k in range(len(maps)) if k not in traces]
-    coarse[bright] *= 200 / peak
-    step = _BIN * sample.pixel_size
-    spots = [
-        (
-            int(np.clip((spot.slow - sample.field[0][0]) / step, 0, rows - 1)),
-            int(np.clip((spot.fast - sample.field[1][0]) / step, 0, cols - 1)),
-        )
-        for spot in wanted
+def case_name(family: str, peak: float, weakest: float = 1.0) -> str:
+    """Name of a case: a family, or `EVERY`, and the counts of the inclusions."""
+    return (
+        f"{family}, {peak:g} counts"
+        if weakest == 1
+        else f"{family}, {weakest * peak:g} to {peak:g} counts"
+    )
+
+
+def curve_rows(
+    case: str, curves: Mapping[str, Sequence[Curve]]
+) -> tuple[list[ScoreRow], dict[str, list[float]]]:
+    """Rows of a case and mean recalls at `AREAS`, by method; see `Detection`."""
+    rows, means = [], {}
+    for method, several in curves.items():
+        recalls = np.array([[one.recall_at(float(a)) for a in AREAS] for one in several])
+        means[method] = [round(float(r), 3) for r in recalls.mean(axis=0)]
+        figures = {
+            "area for 90 %": _pooled(several),
+            "per map": figure([one.area_for(_RECALL) for one in several]),
+        }
+        for area in _SHOWN:
+            at = [one.recall_at(area) for one in several]
+            figures[f"recall at {100 * area:g} %"] = figure(at)
+        rows.append(ScoreRow(case, method, figures, len(several)))
+    return rows, means
+
+
+def _add(
+    done: Detection,
+    case: str,
+    curves: Mapping[str, Sequence[Curve]],
+    proposed: Mapping[str, Sequence[Mapping[str, float]]],
+) -> None:
+    rows, done.curves[case] = curve_rows(case, curves)
+    done.rows += rows
+    done.rows += [
+        summarise(f"{case}, above the threshold", method, scores)
+        for method, scores in proposed.items()
     ]
-    return np.random.default_rng([seed, int(peak)]).poisson(coarse), spots, traces
 
 
-def _area(score: NDArray, spots: list[tuple[int, int]]) -> float:
-    """Share of the field in the best tiles that together hold 90 % of the spots."""
-    rows, cols = (n // _TILE for n in score.shape)
-    tiles = score[: rows * _TILE, : cols * _TILE].reshape(rows, _TILE, cols, _TILE)
-    best = tiles.max(axis=(1, 3)).ravel()
-    held = np.zeros(best.size)
-    for r, c in spots:
-        held[min(r // _TILE, rows - 1) * cols + min(c // _TILE, cols - 1)] += 1
-    gathered = np.cumsum(held[np.argsort(-best)]) / max(1, len(spots))
-    return float((np.argmax(gathered >= 0.9) + 1) / best.size)
+def _pooled(curves: Sequence[Curve]) -> Figure:
+    """Area at which the mean recall of several maps reaches 90 %, and half its interval by resampling maps."""
+    grid = np.linspace(0.0, 1.0, 2001)
+    steps = np.array([curve.recall[_held(curve, grid)] for curve in curves])
+
+    def area(of: NDArray[np.float64]) -> float:
+        return float(grid[int(np.argmax(of.mean(axis=0) >= _RECALL - 1e-9))])
+
+    if len(curves) < 2:
+        return Figure(area(steps), float("nan"))
+    rng = np.random.default_rng(45)
+    draws = rng.integers(len(curves), size=(_RESAMPLED, len(curves)))
+    low, high = np.quantile([area(steps[draw]) for draw in draws], (0.025, 0.975))
+    return Figure(area(steps), float(high - low) / 2)
+
+
+def _held(curve: Curve, areas: NDArray[np.float64]) -> NDArray[np.intp]:
+    return np.searchsorted(curve.area, areas + 1e-9) - 1
+
+
+def _proposed(here: Survey, boxes: Sequence[Box]) -> dict[str, float]:
+    wide = covered(with_margin(boxes))
+    spots = [spot.pixels() for spot in here.inclusions]
+    decoys = [spot.pixels() for spot in here.decoys]
+    empty = [box for box in boxes if not any(_holds(box, px) for px in spots)]
+    return {
+        "boxes": float(len(boxes)),
+        "false boxes": float(len(empty)),
+        "decoys": float(sum(any(_holds(box, px) for px in decoys) for box in empty)),
+        "area": float(covered(boxes).mean()),
+        "area + margin": float(wide.mean()),
+        "recall": float(np.mean([wide[px[:, 0], px[:, 1]].all() for px in spots])),
+    }
+
+
+def _holds(box: Box, pixels: NDArray[np.intp]) -> bool:
+    r, c = pixels.T
+    return bool(((r >= box[0]) & (r < box[1]) & (c >= box[2]) & (c < box[3])).all())
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=6)
-    print(score_table(evaluate_regions(range(parser.parse_args().seeds))))
+    parser.add_argument("--first", type=int, default=FIRST_SEED, help="the first seed")
+    options = parser.parse_args()
+    seeds = range(options.first, options.first + options.seeds)
+    print(score_table(evaluate_regions(seeds).rows))
 
 
 if __name__ == "__main__":

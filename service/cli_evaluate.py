@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inscan.service import evaluation_regions
+
 if TYPE_CHECKING:
     from inscan.models.scores import ScoreRow
 
@@ -22,6 +24,8 @@ STORED = Path(__file__).parents[1] / "docs" / "evaluation"
 """Figures measured before, in a source tree: of peers and of limits."""
 PEERS = ("bm3d.json", "published.json")
 """BM3D may not be a dependency, the published recipe takes too long: see the scripts in benchmarks."""
+NETWORKS = "regions_networks.json"
+"""Of regions chosen from denoised and super-resolved maps, which take minutes a seed."""
 
 Progress = Callable[[str], None]
 
@@ -64,9 +68,13 @@ def evaluate(
     from inscan.models.scores import to_json
     from inscan.service.evaluation_bars import bar_table
 
+    regions = None
     with _progress(method) as progress:
         if method == "n2n":
             rows = _n2n(seeds, fit_steps, fit_seeds, paper_steps, progress)
+        elif method == "regions":
+            regions = evaluation_regions.evaluate(seeds, STORED / NETWORKS, progress)
+            rows = regions.rows
         else:
             module = importlib.import_module(f"inscan.models.evaluate_{method}")
             rows = module.evaluate_all(range(seeds), progress)
@@ -77,13 +85,16 @@ def evaluate(
             "seeds": seeds,
             **_provenance(),
             "rows": to_json(rows),
+            **(regions.more if regions else {}),
         }
         if out is not None:
             _write(method, rows, document, out, progress)
+            if regions:
+                evaluation_regions.write_figures(regions, out)
     if as_json:
         typer.echo(json.dumps(document, indent=1))
     else:
-        typer.echo(_tables(method, rows))
+        typer.echo(evaluation_regions.tables(regions) if regions else _tables(method, rows))
         if bars := bar_table(method, rows):
             typer.echo(f"\n{bars}")
 
@@ -149,7 +160,7 @@ def _write(
         draw_bars(method, cases, out / "n2n.png", main)
         for name, example in _examples():
             draw_example([example], out / f"n2n_{name}.png")
-    else:
+    elif method != "regions":
         draw_bars(method, rows, out / f"{method}.png")
 
 

@@ -51,6 +51,7 @@ _ZERO = "inscan n2n"
 _TUNED = "inscan n2n, *"
 _FAMILIES = "geometric mean over held-out families"
 _STACKS = "inscan subspace"
+_SURVEYED = ("cells", "tissue", "star", "particles")
 
 
 def _intervals(case: str, row: str, *, all_of_it: bool = True) -> tuple[Bar, ...]:
@@ -120,6 +121,33 @@ BARS: dict[str, tuple[Bar, ...]] = {
         Bar("20 counts", "inscan", "gain dB", 14, 16),
         Bar("20 counts", "inscan", "dwell", 6.5, 8),
         *_intervals("", "inscan"),
+    ),
+    "regions": (
+        *(
+            Bar(case, row, "area for 90 %", 0.15, 0.06, most=True)
+            for case in (
+                "cells, 3 c",
+                "tissue, 3 c",
+                "star, 3 c",
+                "particles, 3 c",
+                "families, 3 c",
+            )
+            for row in ("inscan", "inscan, default scale")
+        ),
+        *(
+            Bar(f"rescans, {case}, ", "inscan, above the threshold", figure, must, aim, most=most)
+            for case in (*_SURVEYED, "all families")
+            for figure, must, aim, most in (
+                ("time saved", 4, 10, False),
+                ("recall", 0.9, _NONE, False),
+                ("edge / raster", 1.05, _NONE, True),
+                ("dB - raster", -0.5, _NONE, False),
+            )
+        ),
+        *(
+            Bar(f"rescans, {case}, 3 counts", "inscan, to 90 %", "time saved", 4, 10)
+            for case in (*_SURVEYED, "all families")
+        ),
     ),
 }
 """By method. What is to be compared with another row, not with a number, is for the reader's eyes."""

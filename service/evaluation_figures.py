@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from inscan.models.scores import ScoreRow
 from inscan.service.evaluation_bars import bars_for
 
-__all__ = ["Example", "draw_bars", "draw_example"]
+__all__ = ["Example", "draw_bars", "draw_curves", "draw_example"]
 
 _PANELS = 6
 _TWO = 2
@@ -75,6 +75,51 @@ def draw_bars(
         axes = figure.add_subplot(down, across, index + 1)
         handles |= _panel(axes, method, rows, name, colours)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7)
+    figure.savefig(path, dpi=90)
+
+
+def draw_curves(
+    areas: Sequence[float], curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path
+) -> None:
+    """Recall against the share of the field that is measured: a panel for each case, a line for each method.
+
+    Parameters
+    ----------
+    areas : sequence of float
+        Where the curves are known.
+    curves : mapping of str to mapping of str to sequence of float
+        By case and method.
+    path : Path
+        PNG file to write.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw.
+    """
+    if not curves:
+        raise ValueError("no curves: nothing to draw")
+    methods = list(dict.fromkeys(method for case in curves.values() for method in case))
+    colours = dict(zip(methods, colormaps["tab20"](np.arange(len(methods)) % 20), strict=True))
+    down = math.ceil(len(curves) / 2)
+    figure = Figure(figsize=(11.0, 3.6 * down + 1.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    lines = {}
+    for index, (case, of) in enumerate(curves.items()):
+        axes = figure.add_subplot(down, 2, index + 1)
+        for method, recalls in of.items():
+            bold = method.startswith("inscan") or method == "oracle"
+            style = "-" if bold else "--" if method.startswith("limit") else "-."
+            (lines[method],) = axes.plot(
+                areas, recalls, style, color=colours[method], linewidth=1.6 if bold else 1.0
+            )
+        axes.axhline(0.9, color="0.7", linewidth=0.6)
+        axes.set(xlim=(0, 0.5), ylim=(0, 1.02))
+        axes.set_title(case, fontsize=9)
+        axes.set_xlabel("share of the field measured again", fontsize=7)
+        axes.set_ylabel("recall", fontsize=7)
+        axes.tick_params(labelsize=7)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=7)
     figure.savefig(path, dpi=90)
 
 
