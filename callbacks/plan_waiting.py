@@ -30,7 +30,7 @@ class NoAnswer(ConnectionError):  # noqa: N818 - a ConnectionError by its name a
 
 
 def wait_for_outcome(
-    connection: Connection, run_uid: str, timeout: float, *, lost_after: float = 30.0
+    connection: Connection, run_uid: str, timeout: float, *, lost_after: float = 60.0
 ) -> Generator[Msg, Any, dict[str, Any]]:
     """Wait in a plan for what inscan made of a run. Moves nothing, writes no document.
 
@@ -47,7 +47,7 @@ def wait_for_outcome(
     timeout : float
         Seconds to wait at most.
     lost_after : float
-        Seconds without any service after which waiting is given up earlier.
+        Seconds without any service after which waiting is given up earlier; one that restarts is back by then.
 
     Returns
     -------
