@@ -22,6 +22,7 @@ from inscan.service.fitting import denoiser_of
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
 from inscan.service.recipe_regions import map_regions
+from inscan.service.rescan_observed import note_observed
 
 __all__ = ["composite_maps"]
 
@@ -88,7 +89,11 @@ def composite_maps(job: InferenceJob, arrays: Arrays, progress: Progress) -> Pro
         # Sums of different channels do not compare: what one part cannot use, none does.
         channels = rest
     progress(0.9)
-    return _processed(job, made, work, names, missing, left_out, channels)
+    processed = _processed(job, made, work, names, missing, left_out, channels)
+    survey, *others = (one.layer(names, channels, opened[0]) for one in (opened[0], *fine))
+    scale = float((job.meta.get("rescan") or {}).get("scale") or 1.5)
+    note_observed(processed.report["composite"]["layers"], survey, others, made.coarse, scale=scale)
+    return processed
 
 
 class _Opened:

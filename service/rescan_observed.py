@@ -1,13 +1,68 @@
 """What a fine map saw of the place it was sent to, to be compared with what was predicted of it. In a worker."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inscan.models.composite import Coarse, Layer
 from inscan.models.regions import find_regions
 
 _EDGE = 0.2  # share of a side that counts as surroundings
+_PRESENT = 2.0  # standard deviations from which a line is there
+
+
+def note_observed(
+    reports: Iterable[dict[str, Any]],
+    survey: Layer,
+    fine: Iterable[Layer],
+    coarse: Coarse,
+    *,
+    scale: float,
+) -> None:
+    """Add `observed` to what a composite says of its layers.
+
+    Parameters
+    ----------
+    reports : iterable of dict
+        `report["composite"]["layers"]`, each with the `uid` of its run; changed.
+    survey : Layer
+    fine : iterable of Layer
+        Of the same elements.
+    coarse : Coarse
+        The composite on the survey's grid.
+    scale : float
+        Expected radius of a spot, survey pixels.
+    """
+    layers = {one.uid: one for one in fine}
+    for report in reports:
+        layer = layers.get(str(report.get("uid")))
+        if layer is None:
+            continue
+        finer = math.sqrt(abs(math.prod(survey.steps)) / abs(math.prod(layer.steps)))
+        found = observed(
+            np.asarray(layer.counts), layer.elements, measured=layer.seen(), scale_px=scale * finer
+        )
+        inside = np.ix_(
+            _within(survey.rows, layer.rows, layer.steps[0]),
+            _within(survey.cols, layer.cols, layer.steps[1]),
+        )
+        for k, name in enumerate(layer.elements):
+            values, sigma = coarse.values[k][inside], coarse.sigma[k][inside]
+            there = values > _PRESENT * sigma
+            if name in found and there.any():
+                found[name]["relative_sigma"] = float(np.median((sigma / values)[there]))
+        report["observed"] = found
+
+
+def _within(
+    centres: NDArray[np.float64], fine: NDArray[np.float64], step: float
+) -> NDArray[np.bool_]:
+    """Which survey pixels have their centres inside a fine map."""
+    edge = abs(step) / 2
+    return np.asarray((centres >= fine.min() - edge) & (centres <= fine.max() + edge))
 
 
 def observed(
