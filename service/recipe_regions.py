@@ -7,18 +7,20 @@ precision, `wanted`. Mappings are empty where nothing is known.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inscan.models.chemistry_regions import edge_regions, spectrum_regions
 from inscan.models.estimate import Estimate
 from inscan.models.precision_regions import precision_regions, present_lines
+from inscan.models.region_boxes import merged
 from inscan.models.regions import PixelRegion, doubtful_regions, find_regions
 from inscan.service.messages import InferenceJob
 
-__all__ = ["binned", "map_regions", "wanted_of"]
+__all__ = ["binned", "map_regions", "stack_regions", "wanted_of"]
 
 _FALSE_ALARM = 0.05  # probability that a map of noise alone names a place
 _RING = 3  # pixels around a box that say what it would hold if nothing were there
@@ -151,6 +153,80 @@ def binned(estimate: Estimate, factor: int) -> Estimate:
     if doubtful is not None:
         doubtful = np.asarray(doubtful.reshape(split).any(axis=(2, 4)))
     return Estimate(values, sigma, estimate.report, estimate.calibration, doubtful)
+
+
+def stack_regions(
+    wanted: Mapping[str, Any],
+    energies_ev: NDArray[np.floating],
+    density: NDArray[np.floating],
+    variance: NDArray[np.floating] | None,
+    edge_energy: NDArray[np.floating],
+    edge_sigma: NDArray[np.floating],
+    quantity: str,
+    values: NDArray[np.floating],
+    sigma: NDArray[np.floating],
+) -> list[dict[str, Any]]:
+    """Places of an energy stack with another chemistry than the rest, at most `max_regions`, for target `chemistry`.
+
+    Parameters
+    ----------
+    wanted : mapping
+        `looked_for` of the run: targets, scale, max_regions, min_score.
+    energies_ev : ndarray, shape (energy,)
+    density : ndarray, shape (energy, row, col)
+        Optical density or fluorescence as measured, frames on top of each other.
+    variance : ndarray or None
+        Of `density`.
+    edge_energy, edge_sigma : ndarray, shape (row, col)
+        Edge energies of `density` in eV; NaN where there is no sample. Those of a denoised stack would lack what it
+        took for noise, few pixels of another chemistry first of all.
+    quantity : str
+        What `values` are: `transmission` or `signal`.
+    values, sigma : ndarray, shape (energy, row, col)
+        Denoised stack and its standard deviation.
+
+    Returns
+    -------
+    list of dict
+        `element_name` is ``edge`` or ``spectrum``.
+    """
+    if "chemistry" not in wanted.get("targets", ()):
+        return []
+    looked: dict[str, Any] = {
+        "scale_px": tuple(factor * float(wanted["scale"]) for factor in (1, 2, 4)),
+        "max_regions": int(wanted["max_regions"]),
+        "false_alarm": _FALSE_ALARM,
+        "pad_px": 0,
+    }
+    edges = edge_regions(edge_energy, edge_sigma, **looked)
+    sample = np.isfinite(edge_energy)
+    spectra = spectrum_regions(density, energies_ev, sample, variance=variance, **looked)
+    least = float(wanted.get("min_score") or 0.0)
+    found = [one for one in edges + spectra if one.score >= least]
+    kept = [_with_words(one, found) for one in merged(found, (density.shape[1], density.shape[2]))]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.abs(sigma / values)
+    described = []
+    for one in kept[: int(wanted["max_regions"])]:
+        r0, r1, c0, c1 = one.box
+        here = relative[:, r0:r1, c0:c1]
+        here = here[np.isfinite(here)]
+        described.append(
+            asdict(one)
+            | {"target": "chemistry", "element_name": ("edge", "spectrum")[one.element]}
+            | {"light": {}, "background": {}}
+            | {"relative_sigma": {quantity: float(np.median(here))} if here.size else {}}
+        )
+    return described
+
+
+def _with_words(region: PixelRegion, found: Sequence[PixelRegion]) -> PixelRegion:
+    """A region with what was found in it, edges and spectra alike, in words."""
+    r0, r1, c0, c1 = region.box
+    here = [one for one in found if r0 <= one.peak[0] < r1 and c0 <= one.peak[1] < c1]
+    best = {one.element: one for one in sorted(here, key=lambda one: one.score)}
+    ordered = sorted(best.values(), key=lambda one: -one.score)
+    return replace(region, reason="; ".join(one.reason for one in ordered))
 
 
 def _lights(

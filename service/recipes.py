@@ -14,7 +14,7 @@ from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
 from inscan.service.recipe_composite import composite_maps
 from inscan.service.recipe_energies import energies_report
-from inscan.service.recipe_regions import binned, map_regions, wanted_of
+from inscan.service.recipe_regions import binned, map_regions, stack_regions, wanted_of
 from inscan.service.recipe_spectral import cube_arrays, denoise_cube, line_maps
 
 LEVEL = 0.9
@@ -173,10 +173,11 @@ def _subspace(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processe
         part = np.where(part_measured, part, np.nan)
     results = _with_interval(estimate, part, _STACK, units, labels)
     report = _report(job, estimate) | {"energies_ev": energies[recorded].tolist()}
-    results += _chemistry(job, energies[recorded], estimate, part, part_variance, report)
+    made, found = _chemistry(job, energies[recorded], estimate, part, part_variance, report)
+    results += made
     report |= energies_report(job, energies[recorded], estimate, part, part_variance)
     progress(0.95)
-    return Processed(results, report, [])
+    return Processed(results, report, found)
 
 
 def _spectral(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
@@ -202,9 +203,9 @@ def _chemistry(
     raw: np.ndarray,
     raw_variance: np.ndarray | None,
     report: dict[str, Any],
-) -> list[ResultArray]:
-    """Edge energies and fractions of references, from what is linear in the amount of an element: optical density,
-    which is taken only after denoising, or fluorescence as it is."""
+) -> tuple[list[ResultArray], list[dict[str, Any]]]:
+    """Edge energies, fractions of references and places unlike the rest, from what is linear in the amount of an
+    element: optical density, which is taken only after denoising, or fluorescence as it is."""
     linear = xanes.optical_density
     if job.meta.get("quantity") == FLUORESCENCE:
         linear = xanes.fluorescence
@@ -219,7 +220,7 @@ def _chemistry(
     except ValueError as error:
         # Too few energies on one side of the edge: usual for a snapshot, worth a word for a final.
         report["chemistry"] = f"no edge map: {error}"
-        return []
+        return [], []
     where = np.isfinite(edge.energy)
     results += [
         ResultArray("edge_energy", _PLANE, "eV", edge.energy),
@@ -248,7 +249,26 @@ def _chemistry(
                 results.append(
                     ResultArray("fractions_sigma", ("reference", *_PLANE), "", fit.sigma, names)
                 )
-    return results
+    if (wanted := wanted_of(job)) is None:
+        return results, []
+    # What few pixels have in common is what denoising leaves out first; but frames that had to be registered lie on
+    # top of each other only in the denoised stack.
+    apart = bool(estimate.report["figures"].get("motion", {}).get("registered"))
+    seen = density if apart else np.where(np.isfinite(raw_density), raw_density, density)
+    at = edge if apart else noisy
+    quantity = "signal" if job.meta.get("quantity") == FLUORESCENCE else "transmission"
+    places = stack_regions(
+        wanted,
+        energies,
+        seen,
+        variance if apart else raw_density_variance,
+        np.where(where, at.energy, np.nan),
+        at.sigma,
+        quantity,
+        estimate.values,
+        estimate.sigma,
+    )
+    return results, places
 
 
 def _raw(summed: ChannelSum, arrays: Arrays) -> np.ndarray:
