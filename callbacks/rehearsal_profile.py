@@ -3,7 +3,7 @@ detector's keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inscan.callbacks.profile import BeamlineProfile
@@ -12,6 +12,7 @@ __all__ = ["map_rehearsal_profile", "stack_rehearsal_profile"]
 
 _SHARE = 0.25
 """Of the field and of the time for all of it, where the beamline's own limits say nothing."""
+_MOST_STEPS = 1000
 
 
 def map_rehearsal_profile(
@@ -89,10 +90,16 @@ def map_rehearsal_profile(
 
 
 def stack_rehearsal_profile(
-    profile: BeamlineProfile, meta: Mapping[str, Any]
+    profile: BeamlineProfile, meta: Mapping[str, Any], full_time_s: float
 ) -> tuple[BeamlineProfile, list[str]]:
-    """Make the profile of a rehearsal on an energy stack; see `map_rehearsal_profile`."""
+    """Make the profile of a rehearsal on an energy stack; see `map_rehearsal_profile`.
+
+    Energies are proposed on the beamline's grid within those of the run, or on a grid as fine as the run was.
+    """
     assert profile.txm is not None
+    rescan, notes = _energies(
+        profile, sorted(float(one) for one in meta["energies_ev"]), full_time_s
+    )
     txm: dict[str, Any] = {
         "image": "camera_image",
         "energy": "energy",
@@ -113,7 +120,49 @@ def stack_rehearsal_profile(
         "match": {"rehearsal_of": meta["run_uid"]},
         "txm": txm,
         "method": profile.method.model_dump(mode="json"),
-        "rescan": {"mode": "off"},
+        "rescan": rescan,
     }
-    notes = ["noise of the stored frames stays in them: read noise is taken as part of it"]
+    notes.append("noise of the stored frames stays in them: read noise is taken as part of it")
     return BeamlineProfile(**content, folder=profile.folder), notes
+
+
+def _energies(
+    profile: BeamlineProfile, stored_ev: Sequence[float], full_time_s: float
+) -> tuple[dict[str, Any], list[str]]:
+    """The section `rescan` of a rehearsal that may take what the run has, and what differs from the beamline's."""
+    rules, notes = profile.rescan, []
+    if rules.mode != "auto":
+        notes.append(f"rescan.mode is {rules.mode} at the beamline; a rehearsal takes energies")
+    low, high = stored_ev[0], stored_ev[-1]
+    own = None if profile.txm is None else rules.soft_limits.get(profile.txm.energy or "")
+    limit = {"low": low - 1e-3, "high": high + 1e-3, "units": "eV"}
+    if own is None:
+        notes.append("rescan.soft_limits has no monochromator: the energies of the run are taken")
+    else:
+        allowed = own.in_units("eV")
+        limit |= {"low": max(limit["low"], allowed[0]), "high": min(limit["high"], allowed[1])}
+    max_time = rules.max_time
+    if not max_time:
+        max_time = full_time_s
+        notes.append("rescan.max_time is 0: the run's own time is taken")
+    wanted = rules.energies
+    if wanted is None:
+        steps = [b - a for a, b in zip(stored_ev, stored_ev[1:], strict=False)]
+        energies = {
+            "low_ev": low,
+            "high_ev": high,
+            "step_ev": max(min(steps), (high - low) / _MOST_STEPS),
+            "most": max(1, len(stored_ev) // 2),
+        }
+        notes.append("rescan.energies is not set: half of the run's energies may be added")
+    else:
+        energies = wanted.model_dump(mode="json")
+        energies |= {"low_ev": max(low, wanted.low_ev), "high_ev": min(high, wanted.high_ev)}
+    rescan = rules.model_dump(mode="json") | {
+        "mode": "auto",
+        "through": "plan",
+        "soft_limits": {"energy": limit},
+        "max_time": max_time,
+        "energies": energies,
+    }
+    return rescan, notes

@@ -70,6 +70,9 @@ def rehearse_runs(
     for uid, outcome in answer["outcomes"].items():
         kind = "fine" if uid in answer["fine_uids"] else "survey"
         typer.echo(f"{kind} {uid[:8]}: {outcome['status']} {outcome.get('verdict') or ''}".rstrip())
+    for number, outcome in enumerate(answer["composites"], 1):
+        verdict = outcome.get("verdict") or ""
+        typer.echo(f"together after round {number}: {outcome['status']} {verdict}".rstrip())
     share = answer["time_s"] / answer["full_time_s"]
     typer.echo(
         f"{answer['time_s']:.4g} s of dwell; the stored run: {answer['points']} points in {answer['full_time_s']:.4g} s"

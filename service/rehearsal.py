@@ -91,7 +91,8 @@ def rehearse(
     Returns
     -------
     dict
-        `run` (uid of the stored run), `survey_uids`, `fine_uids`, `outcomes`, `notes`; `time_s` of the rehearsal in
+        `run` (uid of the stored run), `survey_uids`, `fine_uids`, `outcomes` (of each run), `composites` (outcomes of a
+        survey and what was added to it, in the order of the rounds), `notes`; `time_s` of the rehearsal in
         the beamline's seconds beside `full_time_s` of the stored run, `points` (pixels or energies of that run),
         `counted` (how honest the exposures were); `state`, `tiled`.
 
@@ -146,10 +147,11 @@ def _rebuilt(
         )
         return rehearsal, rules, notes, points, dwell * points
     stack = stored_stack(final.arrays, final.meta, share=options.dwell_factor, **how)
-    rules, notes = stack_rehearsal_profile(profile, final.meta)
     points = len(stack.energies_ev)
     full_time = points * stack.dwell / options.dwell_factor
-    return StackRehearsal(stack, options.factor), rules, notes, points, full_time
+    rules, notes = stack_rehearsal_profile(profile, final.meta, full_time)
+    rehearsal = StackRehearsal(stack, options.factor, options.timeout)
+    return rehearsal, rules, notes, points, full_time
 
 
 def _run(
@@ -185,6 +187,9 @@ def _run(
         "survey_uids": list(getattr(done, "survey_uids", [])),
         "fine_uids": list(getattr(done, "fine_uids", [])),
         "outcomes": outcomes,
+        "composites": [
+            one for one in getattr(done, "outcomes", []) if one.get("run") not in outcomes
+        ],
         "time_s": seconds.total,
         "tiled": access.uri,
     }

@@ -88,11 +88,17 @@ def test_the_same_energies_on_the_rebuilt_camera_give_the_stored_stack(tmp_path:
     stored, profile = stored_stack_run(tmp_path), fxi(tmp_path)
     before = assembled(stored.documents(), profile)
     stack = stored_stack(before.arrays, before.meta)
-    rules, _ = stack_rehearsal_profile(profile, before.meta)
+    rules, notes = stack_rehearsal_profile(profile, before.meta, 1.0)
     documents: list[tuple[str, Mapping[str, Any]]] = []
     engine = RunEngine({}, context_managers=[])
     engine.subscribe(lambda name, doc: documents.append((name, doc)))
     engine(stack.scan(stack.energies_ev, {}))
+    # The beamline's profile adds no energies, and names no limits: each is said.
+    assert rules.rescan.mode == "auto" and len(notes) == 5
+    limit, energies = rules.rescan.soft_limits["energy"], rules.rescan.energies
+    assert energies is not None and limit.in_units("eV") == pytest.approx((8300.0, 8360.0), abs=0.1)
+    assert (energies.low_ev, energies.high_ev) == pytest.approx((8300.0, 8360.0))
+    assert (energies.step_ev, energies.most) == (pytest.approx(5.0), 6)
     again = assembled(documents, rules)
     assert again.meta["edge"] == "Ni_K"
     np.testing.assert_allclose(again.meta["energies_ev"], before.meta["energies_ev"], rtol=1e-6)
@@ -120,13 +126,19 @@ def test_less_light_thins_the_photons_of_a_stack(tmp_path: Path) -> None:
         stored_stack(before.arrays, before.meta, share=2.0)
 
 
-def test_fewer_energies_are_rehearsed(tmp_path: Path) -> None:
+def test_few_energies_and_those_that_are_proposed_are_rehearsed(tmp_path: Path) -> None:
     told: list[str] = []
     options = RehearsalOptions((fxi(tmp_path),), tmp_path / "out", factor=2)
     answer = rehearse(stored_stack_run(tmp_path), options, told.append)
     assert "6 of 13 energies" in told
-    assert [one["status"] for one in answer["outcomes"].values()] == ["done"]
-    assert answer["time_s"] == pytest.approx(answer["full_time_s"] * 6 / 13)
+    assert len(answer["fine_uids"]) >= 1 and len(answer["composites"]) == len(answer["fine_uids"])
+    assert {one["status"] for one in answer["outcomes"].values()} == {"done"}
+    assert {one["status"] for one in answer["composites"]} == {"done"}
+    taken = round(13 * answer["time_s"] / answer["full_time_s"])
+    assert 10 <= taken <= 12
+    assert f"{taken} of 13 energies were taken" in answer["notes"]
+    # Only energies that the run has: nothing had to be made up.
+    assert answer["counted"] == {"interpolated": 0}
 
 
 def test_a_beamline_without_limits_of_its_own_rehearses_within_the_field() -> None:
