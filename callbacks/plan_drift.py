@@ -89,17 +89,18 @@ class Drift:
             return f"it was not found in the survey: {layer.get('reason') or 'no reason given'}"
         if not layer.get("agrees", True):
             self.remark = f"it does not agree with the survey: {layer.get('reason') or ''}"
-        before = self.shift or (0.0, 0.0)
-        shift = (before[0] + off[0], before[1] + off[1])
-        if self._max_shift is not None and _beyond(shift, self._max_shift):
+        if self._max_shift is not None and _beyond(off, self._max_shift):
             return (
-                f"the sample has moved by {shift[0]:.4g}, {shift[1]:.4g}; at most "
+                f"the sample has moved by {off[0]:.4g}, {off[1]:.4g}; at most "
                 f"{self._max_shift[0]:.4g}, {self._max_shift[1]:.4g} are followed (rescan.max_shift)"
             )
-        self.shift = shift
-        self.missed = self._margin is not None and _beyond(off, self._margin)
+        # Against the survey, not against where this region was sent.
+        sent = self.shift or (0.0, 0.0)
+        self.shift = off
+        beside = (off[0] - sent[0], off[1] - sent[1])
+        self.missed = self._margin is not None and _beyond(beside, self._margin)
         if self.missed:
-            self.remark = f"it was missed by {off[0]:.4g}, {off[1]:.4g}, more than its margin"
+            self.remark = f"it was missed by {beside[0]:.4g}, {beside[1]:.4g}, more than its margin"
         return ""
 
     def moved(self, region: Mapping[str, Any]) -> dict[str, Any]:
