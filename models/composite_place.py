@@ -10,9 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 
 from inscan.models.composite_agreement import Agreement, agreement, misfit, worst_chi2
 from inscan.models.composite_layer import Layer, Placement
+from inscan.models.composite_shift import correlated_shift
 from inscan.models.registration import (
     Comparison,
     CountGrid,
@@ -27,13 +29,15 @@ __all__ = ["place"]
 _LEAST_OVERLAP = 4  # survey pixels along a side
 _BEYOND = 1.0  # survey pixels that are searched beyond the largest shift that is followed
 _WORST_ERROR = 0.5  # of a survey pixel
-_TOO_SURE = (
-    1.5,
-    2.2,
-)  # measured shifts scatter so much wider than the likelihood's curvature says; same step
-_LEAST_ERROR = 0.02  # of a survey pixel
+_TOO_SURE = 1.5  # measured shifts scatter so much wider than their errors say
+_SAME_STEP = 0.02
+_LEAST_ERROR = (
+    0.02,
+    0.1,
+)  # of a survey pixel; where both maps have its step, and what is finer is seen by neither
 _CLEAR = 9.0  # in -2 log likelihood, over a second place
 _FINER = 1.5  # from this ratio of steps on it matters how the survey samples
+_SIDE = 48  # survey pixels of a large map that it is registered by
 _MARGIN = 3  # survey pixels around what the fine map can cover
 
 
@@ -73,11 +77,12 @@ def place(survey: Layer, fine: Layer, *, max_shift: float) -> Placement:
         return _unused(survey, fine, "it does not lie on the survey")
     high = _grid(fine)
     sampling: Sampling = "box"
-    found = _registered(low, high, sampling, max_shift)
+    near_low, near_high = _telling(low, high, max_shift)
+    found = _registered(near_low, near_high, sampling, max_shift)
     if found is not None and ratio.max() >= _FINER and found.chi2.max() > _worst(found):
         # A survey whose beam is narrower than its step saw points, not the mean over its pixels.
         for other in ("point", "fly"):
-            tried = _registered(low, high, other, max_shift)
+            tried = _registered(near_low, near_high, other, max_shift)
             if tried is not None and tried.minus_two_log < found.minus_two_log - _CLEAR / max(
                 1, int(tried.inside.sum())
             ):
@@ -115,15 +120,41 @@ def _worst(found: Registration) -> float:
     return worst_chi2(int(found.inside.sum()))
 
 
+def _telling(low: CountGrid, high: CountGrid, max_shift: float) -> tuple[CountGrid, CountGrid]:
+    """The part of a large fine map with most structure, and what it can lie on: enough to register it by."""
+    steps = np.array(low.steps)
+    sides = [max(8, round(_SIDE / abs(h / s))) for h, s in zip(high.steps, steps, strict=True)]
+    shape = high.exposure.shape
+    if all(length <= side for length, side in zip(shape, sides, strict=True)):
+        return low, high
+    stable = np.sqrt(uniform_filter(high.counts, 3, axes=(1, 2), mode="nearest") + 0.375)
+    power = (np.gradient(stable, axis=1) ** 2 + np.gradient(stable, axis=2) ** 2).sum(axis=0)
+    sides = [min(length, side) for length, side in zip(shape, sides, strict=True)]
+    held = uniform_filter(power, tuple(sides), mode="constant")  # type: ignore[arg-type]
+    half = [side // 2 for side in sides]
+    inner = tuple(slice(h, n - s + h + 1) for h, n, s in zip(half, shape, sides, strict=True))
+    best = np.unravel_index(int(np.argmax(held[inner])), held[inner].shape)
+    cuts = [slice(int(at), int(at) + side) for at, side in zip(best, sides, strict=True)]
+    rows, cols = cuts
+    near = CountGrid(
+        high.counts[:, rows, cols], high.exposure[rows, cols], high.rows[rows], high.cols[cols]
+    )
+    return _around(low, near.rows, near.cols, max_shift)[0] or low, near
+
+
 def _registered(
     low: CountGrid, high: CountGrid, sampling: Sampling, max_shift: float
 ) -> Registration | None:
-    found = likeliest_shift(low, high, sampling, max_shift + _BEYOND, least_overlap=_LEAST_OVERLAP)
+    steps = np.abs(np.array(low.steps))
+    reach = max_shift + _BEYOND
+    same = np.allclose(steps, np.abs(high.steps), rtol=_SAME_STEP)
+    if same:
+        found = correlated_shift(low, high, reach, least_overlap=_LEAST_OVERLAP)
+    else:
+        found = likeliest_shift(low, high, sampling, reach, least_overlap=_LEAST_OVERLAP)
     if found is None:
         return None
-    steps = np.abs(np.array(low.steps))
-    wider = _TOO_SURE[int((steps / np.abs(high.steps)).max() < _FINER)]
-    return replace(found, error=np.hypot(wider * found.error, _LEAST_ERROR * steps))
+    return replace(found, error=np.hypot(_TOO_SURE * found.error, _LEAST_ERROR[same] * steps))
 
 
 def _recognised(
@@ -263,10 +294,15 @@ def _window(
     survey: Layer, fine: Layer, max_shift: float
 ) -> tuple[CountGrid | None, tuple[slice, slice]]:
     """The part of the survey that the fine map can cover, with a margin."""
-    whole = _grid(survey)
+    return _around(_grid(survey), fine.rows, fine.cols, max_shift)
+
+
+def _around(
+    whole: CountGrid, rows_at: NDArray[np.float64], cols_at: NDArray[np.float64], max_shift: float
+) -> tuple[CountGrid | None, tuple[slice, slice]]:
     cuts = []
     for at, own, step in zip(
-        (whole.rows, whole.cols), (fine.rows, fine.cols), survey.steps, strict=True
+        (whole.rows, whole.cols), (rows_at, cols_at), whole.steps, strict=True
     ):
         reach = (max_shift + _BEYOND + _MARGIN) * abs(step)
         near = np.flatnonzero((at >= own.min() - reach) & (at <= own.max() + reach))
