@@ -113,7 +113,7 @@ def outline(ax: Axes, boxes: Iterable[Box]) -> None:
             textcoords="offset points",
             color=box.colour,
             fontsize=8 if box.strong else 6,
-            annotation_clip=False,
+            annotation_clip=True,
         )
         text.set_path_effects([withStroke(linewidth=2, foreground="black")])
 

@@ -18,6 +18,7 @@ from inscan.service import (
     cli_profile,
     cli_proposals,
     cli_query,
+    cli_recommend,
     cli_replay,
     cli_run,
 )
@@ -37,6 +38,7 @@ app = typer.Typer(
 cli_run.add_to(app)
 cli_query.add_to(app)
 cli_proposals.add_to(app)
+cli_recommend.add_to(app)
 cli_models.add_to(app)
 cli_profile.add_to(app)
 cli_evaluate.add_to(app)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inscan.service.cli_answers import Json, State, TiledAddress, ask, print_json, print_rows, short
+from inscan.service.cli_answers import Json, State, TiledAddress, ask, print_json, short
 
 _MOST_RUNS = 1000
 
@@ -67,10 +67,14 @@ def _list(run: str | None, state: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
-    from inscan.service.proposal_text import LIST_COLUMNS, list_row
+    if not answer:
+        typer.echo("no proposals")
+        return
+    from rich.console import Console
 
-    scans, now = _scans(state) if answer else {}, time.time()
-    print_rows("proposal", [list_row(one, scans, now) for one in answer], LIST_COLUMNS)
+    from inscan.service.proposal_text import listed
+
+    Console().print(listed(answer, _scans(state), time.time()))
 
 
 def _scans(state: Path | None) -> dict[str, Any]:

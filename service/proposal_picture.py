@@ -97,17 +97,18 @@ def regions_figure(
     regions = list(proposal.get("all_regions") or proposal.get("regions") or ())
     lines = _lines(regions, list(planes))
     shown = fine[:_MOST_FINE]
-    height = 3.9 * len(lines) + 3.0 * -(-len(shown) // 2) + 0.9
-    figure = new_figure(11.0, height, _title(proposal, picture, len(fine) - len(shown)))
-    heights = [3.9] * len(lines) + [3.0] * -(-len(shown) // 2)
-    grid = figure.add_gridspec(len(heights), 4, height_ratios=heights)
+    heights = (3.9 * len(lines), 3.2 * -(-len(shown) // 2))
+    title = _title(proposal, picture, len(fine) - len(shown))
+    figure = new_figure(11.0, sum(heights) + 0.7, title)
+    count = 2 if shown else 1
+    parts = figure.subfigures(count, 1, height_ratios=heights[:count], squeeze=False)[:, 0]
+    above, below = parts[0], parts[1] if shown else None
     field = Field(picture.extent, picture.xlabel, picture.ylabel)
-    for row, line in enumerate(lines):
+    for row, line in zip(above.subplots(len(lines), 2, squeeze=False), lines, strict=True):
         plane = _joined(planes, line)
         limits = limits_of([plane.result, plane.raw])
         boxes = [_box(region, _line_of(region, planes) == line) for region in regions]
-        for column, (name, values) in enumerate((("raw", plane.raw), ("result", plane.result))):
-            ax = figure.add_subplot(grid[row, 2 * column : 2 * column + 2])
+        for ax, name, values in zip(row, ("raw", "result"), (plane.raw, plane.result), strict=True):
             if values is None:
                 ax.text(0.5, 0.5, "none", ha="center", va="center", transform=ax.transAxes)
                 ax.set_axis_off()
@@ -119,12 +120,15 @@ def regions_figure(
                     _inset(ax, one, line, limits)
             ax.axis(edges)
             outline(ax, boxes)
-            figure.colorbar(image, ax=ax, label=plane.units, shrink=0.85)
-    for index, one in enumerate(shown):
-        row, column = len(lines) + index // 2, 2 * (index % 2)
-        region = next((r for r in regions if str(r.get("label")) == one.region), None)
-        line = lines[0] if region is None else _line_of(region, planes)
-        _zoom(figure, grid[row, column], grid[row, column + 1], _joined(planes, line), field, one)
+            above.colorbar(image, ax=ax, label=plane.units, shrink=0.85)
+    if below is not None:
+        axes = below.subplots(-(-len(shown) // 2), 4, squeeze=False).reshape(-1, 2)
+        for pair, one in zip(axes, shown, strict=False):
+            region = next((r for r in regions if str(r.get("label")) == one.region), None)
+            line = lines[0] if region is None else _line_of(region, planes)
+            _zoom(below, pair, _joined(planes, line), field, one)
+        for ax in axes[len(shown) :].ravel():
+            ax.set_axis_off()
     return figure
 
 
@@ -252,20 +256,20 @@ def _inset(ax: Any, fine: FineMap, line: str, limits: tuple[float, float]) -> No
         )
 
 
-def _zoom(figure: Figure, left: Any, right: Any, plane: Plane, field: Field, fine: FineMap) -> None:
+def _zoom(part: Any, pair: Any, plane: Plane, field: Field, fine: FineMap) -> None:
     """A region in the survey, and as it was measured, on one colour scale."""
     picture, values = _of_line(fine, plane.title)
     if values is None:
+        for ax in pair:
+            ax.set_axis_off()
         return
     own = Field(picture.extent, picture.xlabel, picture.ylabel)
     limits = limits_of([values])
-    ax = figure.add_subplot(left)
-    draw_map(ax, plane.result, field, limits, f"{fine.region}: survey")
-    ax.set_xlim(*picture.extent[:2])
-    ax.set_ylim(*picture.extent[2:])
-    ax = figure.add_subplot(right)
-    image = draw_map(ax, values, own, limits, f"{fine.region}: measured again")
-    figure.colorbar(image, ax=ax, label=plane.units, shrink=0.8)
+    draw_map(pair[0], plane.result, field, limits, f"{fine.region}: survey")
+    pair[0].set_xlim(*picture.extent[:2])
+    pair[0].set_ylim(*picture.extent[2:])
+    image = draw_map(pair[1], values, own, limits, f"{fine.region}: measured again")
+    part.colorbar(image, ax=pair[1], label=plane.units, shrink=0.8)
 
 
 def _of_line(fine: FineMap, line: str) -> tuple[Picture, Map | None]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -11,20 +12,20 @@ from rich.text import Text
 
 from inscan.service.cli_answers import cell, short, table_of
 
-__all__ = ["brief", "described", "duration", "followed_by", "list_row"]
+__all__ = ["brief", "described", "duration", "followed_by", "listed"]
 
 Proposal = Mapping[str, Any]
 
-LIST_COLUMNS = {
+_LIST = {
     "id": "id",
     "scan": "scan",
     "state": "state",
-    "n": "n",
+    "regions": "n",
     "time": "time",
     "dose": "dose",
-    "expires in": "expires",
+    "expires\nin": "expires",
     "who": "who",
-    "reason": "reason",
+    "why": "why",
 }
 _OPEN = ("suggested", "approved", "queued")
 _WORDS = {
@@ -51,8 +52,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def list_row(proposal: Proposal, scans: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """What the list says of a proposal; keys as in `LIST_COLUMNS`.
+def listed(proposals: Sequence[Proposal], scans: Mapping[str, Any], now: float) -> Table:
+    """The list, one line for each proposal.
 
     Parameters
     ----------
@@ -61,6 +62,14 @@ def list_row(proposal: Proposal, scans: Mapping[str, Any], now: float) -> dict[s
     now : float
         Seconds since the epoch.
     """
+    title = _counted(len(proposals), "proposal", "proposals")
+    table = _tight(title, [_list_row(one, scans, now) for one in proposals], _LIST)
+    for column in table.columns:
+        column.no_wrap = column.header not in ("who", "why")
+    return table
+
+
+def _list_row(proposal: Proposal, scans: Mapping[str, Any], now: float) -> dict[str, Any]:
     survey = str(proposal.get("survey_uid") or proposal.get("run_uid") or "")
     what = "energies_ev" if proposal.get("kind") == "energies" else "regions"
     count = len(proposal.get(what) or ())
@@ -70,13 +79,21 @@ def list_row(proposal: Proposal, scans: Mapping[str, Any], now: float) -> dict[s
         "id": proposal.get("id"),
         "scan": scans.get(survey) or survey,
         "state": proposal.get("state"),
-        "n": f"{count} energies" if what == "energies_ev" else count,
+        "n": f"{count} eV" if what == "energies_ev" else count,
         "time": duration(float(proposal.get("time_s") or 0.0)),
         "dose": float(proposal.get("dose") or 0.0),
         "expires": duration(max(0.0, expires - now)) if waits and expires is not None else None,
         "who": proposal.get("who"),
-        "reason": proposal.get("reason"),
+        "why": _rule(proposal),
     }
+
+
+def _rule(proposal: Proposal) -> str:
+    """The rule that closed a proposal; who wants more asks for the proposal itself."""
+    if proposal.get("state") not in ("refused", "failed", "expired"):
+        return ""
+    rule, colon, _ = str(proposal.get("reason") or "").partition(": ")
+    return rule if colon and len(rule) < 30 else "see there"
 
 
 def brief(proposal: Proposal) -> str:
@@ -133,19 +150,19 @@ def described(proposal: Proposal, scan: Any, now: float) -> list[RenderableType]
     compared = _compared(proposal.get("measured") or ())
     if compared:
         columns = {name: name for name in ("region", "what", "predicted", "measured", "ratio")}
-        parts.append(table_of("predicted and measured", compared, columns))
+        parts.append(_tight("predicted and measured", compared, columns))
     dropped = [dict(one) for one in proposal.get("dropped") or ()]
     if dropped:
         columns = {"region": "region", "rule": "rule", "limit": "limit", "value": "value"}
         columns |= {"units": "units", "why": "text"}
-        parts.append(table_of("not proposed", dropped, columns))
+        parts.append(_tight("not proposed", dropped, columns))
     history = [
         {**step, "when": _clock(float(step["at"])), "why": step.get("reason")}
         for step in proposal.get("history") or ()
     ]
     if history:
         columns = {"when": "when", "state": "state", "who": "who", "why": "why"}
-        parts.append(table_of("history", history, columns))
+        parts.append(_tight("history", history, columns))
     return parts
 
 
@@ -201,29 +218,45 @@ def _energies(proposal: Proposal) -> RenderableType:
 
 
 def _regions(proposal: Proposal, regions: Sequence[Mapping[str, Any]]) -> RenderableType:
-    (slow, fast), units = _pair(proposal.get("motors")), _pair(proposal.get("units"))
+    motors, units = _pair(proposal.get("motors")), _pair(proposal.get("units"))
+    slow, fast = (f"{motor}\n({unit})" for motor, unit in zip(motors, units, strict=True))
     rows = []
     for region in regions:
-        predicted = region.get("predicted") or {}
+        steps = dict.fromkeys(f"{float(step):.4g}" for step in region.get("step") or ())
         rows.append(
             {
                 "region": region.get("label"),
                 "slow": _range(region.get("slow_range")),
                 "fast": _range(region.get("fast_range")),
                 "pixels": " x ".join(str(n) for n in region.get("shape") or ()),
-                "step": " x ".join(f"{float(step):.4g}" for step in region.get("step") or ()),
+                "step": " x ".join(steps),
                 "dwell": _number(region.get("dwell")),
                 "time": _number(region.get("time_s")),
                 "dose": _number(region.get("dose")),
                 "nats": _number(region.get("information")),
-                "sigma": _number(predicted.get("relative_sigma")),
+                "sigma": _sigmas(region.get("predicted") or {}),
                 "so far": _so_far(proposal, str(region.get("label"))),
             }
         )
-    columns = {"region": "region", f"{slow} ({units[0]})": "slow", f"{fast} ({units[1]})": "fast"}
-    columns |= {"pixels": "pixels", "step": "step", "dwell (s)": "dwell", "time (s)": "time"}
-    columns |= {"dose": "dose", "gain (nats)": "nats", "sigma/value then": "sigma"}
-    return table_of("regions", rows, columns | {"so far": "so far"})
+    columns = {"region": "region", slow: "slow", fast: "fast", "pixels": "pixels"}
+    columns |= {f"step\n({units[1]})": "step", "dwell\n(s)": "dwell", "time\n(s)": "time"}
+    columns |= {"dose": "dose", "gain\n(nats)": "nats", "error, now\nand then": "sigma"}
+    return _tight("regions", rows, columns | {"so far": "so far"})
+
+
+def _tight(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> Table:
+    """Without lines between columns: there are many of them."""
+    table = table_of(title, rows, columns)
+    table.box, table.padding, table.title_style = SIMPLE_HEAD, (0, 1, 0, 0), "bold"
+    return table
+
+
+def _sigmas(predicted: Mapping[str, Any]) -> str:
+    """Relative uncertainty of a pixel of the line, as it is and as it would be."""
+    now, then = (_number(predicted.get(f"relative_sigma{when}")) for when in ("_before", ""))
+    if now is None or then is None:
+        return ""
+    return f"{100 * now:.2g}, {100 * then:.2g} %"
 
 
 def _reasons(regions: Iterable[Mapping[str, Any]]) -> RenderableType:
@@ -240,7 +273,7 @@ def _so_far(proposal: Proposal, label: str) -> str:
         return "measured"
     begun = [one for one in proposal.get("begun") or () if one.get("region") == label]
     if begun:
-        return "begun" if len(begun) == 1 else f"begun {len(begun)} times"
+        return "begun" if len(begun) == 1 else f"begun {len(begun)}x"
     return ""
 
 

@@ -45,6 +45,7 @@ COMMANDS = [
     ("status",),
     ("jobs",),
     ("proposals",),
+    ("recommend",),
     ("approve",),
     ("refuse",),
     ("show",),
