@@ -55,15 +55,17 @@ def follow(boxes: Iterable[Box], survey: Survey) -> Curve:
     cover = covered(())
     open_spots = [spot.pixels() for spot in survey.inclusions]
     total = max(1, len(open_spots))
-    areas, recalls = [0.0], [1.0 - len(open_spots) / total]
+    held, areas, recalls = 0, [0.0], [1.0 - len(open_spots) / total]
     rows, cols = SIDE, SIDE
     for box in (*boxes, *((r, r + 1, 0, cols) for r in range(rows))):
         here = cover[box[0] : box[1], box[2] : box[3]]
-        if here.all():
+        new = here.size - int(np.count_nonzero(here))
+        if not new:
             continue
         here[...] = True
+        held += new
         open_spots = [px for px in open_spots if not cover[px[:, 0], px[:, 1]].all()]
-        areas.append(float(cover.mean()))
+        areas.append(held / cover.size)
         recalls.append(1.0 - len(open_spots) / total)
     return Curve(np.array(areas), np.array(recalls))
 

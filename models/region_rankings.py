@@ -212,13 +212,12 @@ def boxes_of(
     order = np.lexsort((rng.random(score.size), -np.asarray(score, dtype=np.float64).ravel()))
     covered = np.zeros(score.shape, dtype=bool)
     boxes: list[Box] = []
-    for flat in order:
-        at = divmod(int(flat), score.shape[1])
-        if covered[at]:
-            continue
-        box = _square(at, score.shape, side)
+    while order.size:
+        row, col = divmod(int(order[0]), score.shape[1])
+        box = _square((row, col), score.shape, side)
         covered[box[0] : box[1], box[2] : box[3]] = True
         boxes.append(box)
+        order = order[~covered.ravel()[order]]
     return boxes
 
 
