@@ -56,7 +56,11 @@ class EnergyRescan(Part):
     precision_ev: Positive = 0.1
     """Standard error of the edge energy that is asked for, in eV: no more energies are proposed than it takes."""
     frame_overhead: NotNegative = 0.0
-    """Time per energy beyond the exposures (monochromator, undulator), in s. 0: none."""
+    """Time per energy beyond the exposures (monochromator, undulator, flats), in s. 0: none."""
+    image_motors: tuple[str, str] | None = None
+    """Motors that move the sample along the image's rows and columns, e.g. ``[zps_sy, zps_sx]``; with a minus before
+    one that moves the image the other way. With ``txm.positions.motors`` and their soft limits, places of other
+    chemistry are told as motor positions that bring them to the middle of the image. null: in pixels only."""
 
     @model_validator(mode="after")
     def _ordered(self) -> EnergyRescan:

@@ -116,6 +116,7 @@ def xanes_scan(
             **given.get("scan", {}),
         },
     }
+    read: list[Any] = [camera, microscope.energy, microscope.sample_y, microscope.sample_x]
     yield from bps.mv(camera.num_images, frames_per_energy, camera.exposure_time, exposure)
 
     def take(stream: FrameStream, at: list[float], inside: bool, light: bool) -> Plan:
@@ -126,7 +127,7 @@ def xanes_scan(
         for energy in at:
             yield from bps.checkpoint()
             yield from bps.mv(microscope.energy, energy)
-            yield from bps.trigger_and_read([camera, microscope.energy], name=stream)
+            yield from bps.trigger_and_read(read, name=stream)
 
     @bpp.stage_decorator([camera])
     @bpp.run_decorator(md=meta)

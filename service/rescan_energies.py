@@ -16,6 +16,7 @@ from inscan.service.messages import NAMESPACE, InferenceJob, InferenceResult, de
 from inscan.service.proposal import Mode, Refusal, RescanProposal
 from inscan.service.rescan_context import context_of
 from inscan.service.rescan_limits import Spent, budget_refusal, range_refusal, round_refusal
+from inscan.service.rescan_places import chemistry_places
 
 __all__ = ["propose_energies"]
 
@@ -66,10 +67,11 @@ def propose_energies(
     Returns
     -------
     RescanProposal or None
-        Of kind `energies`; `motors` and `units` name the monochromator and eV. None where rescans are off, the profile
-        adds no energies, or the run is no survey. While rounds are left, it holds half of what would be needed (four at
-        least): the next choice knows more. State `refused` says why nothing is proposed although it might have been;
-        rule `energies.precision_ev`: the precision asked for is reached.
+        Of kind `energies`; `motors` and `units` name the monochromator and eV. Its `regions` are places of other
+        chemistry (`inscan.service.rescan_places`), which cost nothing unless a plan goes there. None where rescans are
+        off, the profile adds no energies, or the run is no survey. While rounds are left, it holds half of what would
+        be needed (four at least): the next choice knows more. State `refused` says why nothing is proposed although it
+        might have been; rule `energies.precision_ev`: the precision asked for is reached.
     """
     rules, spent = profile.rescan, spent or Spent()
     mode, wanted = mode or rules.mode, rules.energies
@@ -123,10 +125,12 @@ def propose_energies(
         dropped = [*[one for one in dropped if one.rule != refusal.rule], refusal]
     if not kept:
         return _refused(base, dropped[0], dropped=tuple(dropped))
+    places, unknown = chemistry_places(result.regions, job.meta, rules)
     described = replace(
         base,
         energies_ev=tuple(sorted(kept)),
-        dropped=(*dropped, *_places(result.regions)),
+        regions=tuple(places),
+        dropped=(*dropped, *unknown),
         dwell=cost.dwell * rules.dwell_factor,
         dose=cost.dose(len(kept)),
         energies_time_s=cost.time_s(len(kept)),
@@ -241,21 +245,6 @@ def _most(wanted: EnergyRescan, added: int) -> Refusal | None:
         return None
     text = f"{added} energies were added to this survey, {wanted.most} are allowed"
     return Refusal("energies.most", text, wanted.most, added, "energies")
-
-
-def _places(regions: Sequence[Mapping[str, Any]]) -> list[Refusal]:
-    """Places of other chemistry are no places for motors: the image is not tied to them."""
-    found = [one for one in regions if one.get("target") == "chemistry"]
-    return [
-        Refusal(
-            "geometry",
-            f"{one.get('reason') or 'another chemistry'}: rows {box[0]} to {box[1]}, columns {box[2]} to {box[3]} of "
-            "the image; which motors move it, and which way, the profile does not say",
-            region=str(number),
-        )
-        for number, one in enumerate(found, 1)
-        if (box := one.get("box")) is not None and len(box) == 4
-    ]
 
 
 def _refused(base: RescanProposal, refusal: Refusal, **described: Any) -> RescanProposal:

@@ -12,9 +12,11 @@ from bluesky.utils import RunEngineInterrupted
 from event_model import DocumentNames, schema_validators
 from ophyd.utils.errors import LimitError
 
+from inscan.callbacks.profile import load_profile
 from inscan.profiles.samples import battery_xanes
 from inscan.profiles.simulation import sim_txm
 from inscan.profiles.txm_plans import xanes_scan
+from inscan.service.rescan_places import chemistry_places
 
 SAMPLE = battery_xanes(3, size=48)
 ENERGIES = [8300.0, 8345.0, 8349.0, 8400.0]
@@ -264,3 +266,27 @@ def test_nonsense_is_refused_before_anything_moves(tmp_path, run_engine, documen
         beamline.txm.trigger()
     with pytest.raises(ValueError, match="flux 0"):
         build(tmp_path, flux=0.0)
+
+
+def test_motors_bring_a_place_to_the_middle_as_the_profile_says(tmp_path):
+    beamline, rules = build(tmp_path), load_profile("sim_txm").rescan
+    row, col = np.unravel_index(int(np.argmax(SAMPLE.jump)), SAMPLE.shape)
+    place = {"target": "chemistry", "box": [int(row), int(row) + 1, int(col), int(col) + 1]}
+    meta = {
+        "pixel_size_um": SAMPLE.pixel_size,
+        "shape": [2, *SAMPLE.shape],
+        "position": {"motors": {"zps_sy": 0.0, "zps_sx": 0.0}},
+    }
+    (region,), refused = chemistry_places([place], meta, rules)
+    assert refused == []
+    straight = np.exp(-SAMPLE.optical_density(8400.0)[0])
+    for motor, (low, high) in (
+        (beamline.zps_sy, region.region.slow_range),
+        (beamline.zps_sx, region.region.fast_range),
+    ):
+        # The middle of the image is between pixels; half a pixel further is the one below it.
+        motor.set((low + high) / 2 + SAMPLE.pixel_size / 2).wait(timeout=5)
+    moved = beamline.txm._transmission(8400.0, np.zeros(2))
+    middle = SAMPLE.shape[0] // 2, SAMPLE.shape[1] // 2
+    assert moved[middle] == pytest.approx(straight[row, col], abs=0.02)
+    assert abs(straight[middle] - straight[row, col]) > 0.1

@@ -166,12 +166,47 @@ def test_what_the_stack_holds_already_counts() -> None:
     assert proposed(max_dose=9 / 7).reason.startswith("max_dose: ")
 
 
-def test_places_of_other_chemistry_are_told_in_pixels() -> None:
-    place = {"target": "chemistry", "box": [3, 9, 20, 31], "reason": "edge 1.2 eV higher"}
-    proposal = propose(job(), result(regions=[place]), profile(), START)
+PLACE = {"target": "chemistry", "box": [3, 9, 20, 31], "reason": "edge 1.2 eV higher", "score": 9.0}
+WHERE = {
+    "shape": [7, 40, 50],
+    "pixel_size_um": 0.5,
+    "position": {"motors": {"zps_sy": 2.0, "zps_sx": -3.0}},
+}
+
+
+def placed(rules: BeamlineProfile, **where: Any) -> Any:
+    proposal = propose(job(**{**WHERE, **where}), result(regions=[PLACE]), rules, START)
     assert proposal is not None and proposal.state == "approved"
+    assert proposal.to_dict()["time_s"] == pytest.approx(5 * 0.4)
+    return proposal
+
+
+def test_places_of_other_chemistry_are_told_as_motor_positions() -> None:
+    (region,) = placed(profile()).regions
+    assert region.region.label == "chemistry-1" and region.region.score == 9.0
+    # Row 3 is 17 pixels above the middle: the sample goes down by as much to be in the middle.
+    assert region.region.slow_range == (2 - 0.5 * (9 - 20), 2 + 0.5 * (20 - 3))
+    assert region.region.fast_range == (-3 - 0.5 * (31 - 25), -3 - 0.5 * (20 - 25))
+    assert region.predicted == {"motors": ["zps_sy", "zps_sx"], "units": ["um", "um"]}
+    (turned,) = placed(profile(energies={"image_motors": ("zps_sy", "-zps_sx")})).regions
+    assert turned.region.slow_range == region.region.slow_range
+    assert turned.region.fast_range == (-3 + 0.5 * (20 - 25), -3 + 0.5 * (31 - 25))
+
+
+@pytest.mark.parametrize(
+    ("energies", "where", "rule", "words"),
+    [
+        ({"image_motors": None}, {}, "geometry", "rows 3 to 9, columns 20 to 31"),
+        ({"image_motors": ("zps_sy", "stage")}, {}, "geometry", "where stage was"),
+        ({}, {"pixel_size_um": None}, "geometry", "pixel_size_um"),
+        ({}, {"position": {}}, "geometry", "positions.motors"),
+        ({}, {"position": {"motors": {"zps_sy": 19.0, "zps_sx": 0.0}}}, "soft_limits", "zps_sy"),
+    ],
+)
+def test_places_whose_position_is_not_known_are_no_regions(energies, where, rule, words) -> None:
+    proposal = placed(profile(energies=energies), **where)
     (dropped,) = proposal.dropped
-    assert dropped.rule == "geometry" and "rows 3 to 9, columns 20 to 31" in dropped.text
+    assert proposal.regions == () and dropped.rule == rule and words in dropped.text
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
