@@ -8,27 +8,30 @@ older step scan, a Bluesky grid scan with `scaninfo`).
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 from event_model import compose_run
 
+from inscan.profiles.srx_files import (
+    BEAM,
+    NUMBER,
+    SPECTRA,
+    data_key,
+    row_files,
+    row_keys,
+    scan_axes,
+    scan_of,
+    write_file,
+)
 from inscan.profiles.srx_truth import SRXMap
 
 __all__ = ["SRXMap", "fly", "hf2dxrf", "step"]
 
 Document = tuple[str, dict[str, Any]]
-
-# Encoder inputs of the position capture, by motor; coarse stages have none.
-_ENCODERS = {"nano_stage_sx": "enc1", "nano_stage_sy": "enc2", "nano_stage_sz": "enc3"}
-_CLOCK_HZ = 50e6
-_SPECTRA = "entry/instrument/detector/data"
-_NUMBER = {"dtype": "number", "shape": [], "source": "PV:sim", "dtype_numpy": "<f8"}
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,11 @@ def fly(
         Of the start document.
     """
     rows, cols, channels, bins = truth.spectra.shape
-    slow_ends, fast_ends = truth.ends
-    scan = _scan(truth, fast, slow, snake) | {
-        "type": "XRF_FLY",
-        "scan_input": [*fast_ends, cols, *slow_ends, rows, truth.dwell],
-        "detectors": ["nanoZebra", "sclr1", "xs"],
-        "dwell": truth.dwell,
-    }
+    scan = _fly_scan(truth, fast, slow, snake)
     run = _Run({"plan_name": "nano_scan_and_fly", "scan": scan, **(metadata or {})}, truth, uid)
     yield run.start()
     yield from run.baseline()
-    slow_keys = {slow: _NUMBER, "nanoKB_interferometer_posX": _NUMBER}
+    slow_keys = {slow: NUMBER, "nanoKB_interferometer_posX": NUMBER}
     primary = run.bundle.compose_descriptor(
         name="primary", data_keys=slow_keys, object_keys={slow: list(slow_keys)}
     )
@@ -107,7 +104,7 @@ def fly(
             bins //= 2
             stream = None
         if stream is None:
-            keys = _row_keys(key, cols, channels, bins)
+            keys = row_keys(key, cols, channels, bins)
             stream = run.bundle.compose_descriptor(
                 name="stream0", data_keys=keys, object_keys={"xs": [key]}
             )
@@ -117,15 +114,12 @@ def fly(
         take = np.arange(cols)[in_time][:recorded]
         # A trigger too many repeats the last pixel.
         take = np.append(take, [take[-1]] * (recorded - len(take))).astype(int)
-        planned = dict(zip(_ENCODERS, (np.zeros(recorded),) * 3, strict=True))
-        planned |= {slow: truth.slow[row, take], fast: truth.fast[row, take]}
-        zebra = {enc: planned[motor] for motor, enc in _ENCODERS.items()}
-        scaler = {name: truth.i0[row, take] * part for name, part in _BEAM.items()}
-        files: dict[str, dict[str, np.ndarray]] = {
-            "ZEBRA_HDF51": {"zebra_time": np.arange(recorded) * truth.dwell, **zebra},
-            "SIS_HDF51": {"sis_time": np.full(recorded, truth.dwell * _CLOCK_HZ), **scaler},
-            "XSP3_FLY": {_SPECTRA: truth.spectra[row, take, :, :bins]},
-        }
+        files = row_files(
+            {slow: truth.slow[row, take], fast: truth.fast[row, take]},
+            truth.spectra[row, take, :, :bins],
+            truth.i0[row, take],
+            truth.dwell,
+        )
         data: dict[str, Any] = {}
         for spec, datasets in files.items():
             resource = run.file(folder, spec, datasets)
@@ -134,8 +128,7 @@ def fly(
                 known = spec == "XSP3_FLY"
                 datum = resource.compose_datum(datum_kwargs={} if known else {"column": column})
                 yield "datum", datum
-                name = {"sis_time": "i0_time", _SPECTRA: key}.get(column, column)
-                data[name] = datum["datum_id"]
+                data[data_key(column, key)] = datum["datum_id"]
         stamps = dict(data)
         # Window sums as they stand when the row is over: the last pixel's, not one per pixel.
         for channel in range(1, channels + 1):
@@ -182,7 +175,7 @@ def step(
     """
     rows, cols = truth.i0.shape
     (slow_first, slow_last), (fast_first, fast_last) = truth.ends
-    scan = _scan(truth, fast, slow, snake) | {
+    scan = scan_axes(fast, slow, (rows, cols), snake, truth.energy_kev, truth.sample) | {
         "type": "XRF_STEP",
         "scan_input": [
             *(fast_first, fast_last, (fast_last - fast_first) / max(cols - 1, 1)),
@@ -238,31 +231,17 @@ def hf2dxrf(
     yield from run.pixels(folder, fast, slow, snake, stop_after, _NAMES[names].step, 0)
 
 
-_BEAM = {"i0": 1.0, "im": 0.8, "it": 0.3}
-
-
-def _scan(truth: SRXMap, fast: str, slow: str, snake: bool) -> dict[str, Any]:
-    rows, cols = truth.i0.shape
-    return {
-        "fast_axis": {"motor_name": fast, "units": "um"},
-        "slow_axis": {"motor_name": slow, "units": "um"},
-        "snake": 1 if snake else 0,
-        "shape": [cols, rows],
-        "theta": {"val": 0.0, "units": "mdeg"},
-        "delta": {"val": 0.0, "units": "um"},
-        "energy": truth.energy_kev,
-        "sample_name": truth.sample,
-    }
-
-
-def _row_keys(key: str, cols: int, channels: int, bins: int) -> dict[str, Any]:
-    external = {"source": "FileStore::sim", "dtype": "array", "external": "FileStore:"}
-    names = ("zebra_time", "enc1", "enc2", "enc3", "i0_time", "i0", "im", "it")
-    keys = {name: external | {"shape": [cols], "dtype_str": "<f4"} for name in names}
-    keys[key] = external | {"shape": [cols, channels, bins], "dtype_str": "<u4"}
-    for channel in range(1, channels + 1):
-        keys[f"xs_channel{channel:02d}_mcaroi01_total_rbv"] = dict(_NUMBER)
-    return keys
+def _fly_scan(truth: SRXMap, fast: str, slow: str, snake: bool) -> dict[str, Any]:
+    return scan_of(
+        fast,
+        slow,
+        truth.ends,
+        (truth.i0.shape[0], truth.i0.shape[1]),
+        truth.dwell,
+        snake=snake,
+        energy_kev=truth.energy_kev,
+        sample=truth.sample,
+    )
 
 
 def _event(stream: Any, data: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -300,18 +279,17 @@ class _Run:
     def baseline(self) -> Iterator[Document]:
         """The ring current before the scan, and a monitor that SRX asks nobody to keep."""
         for name, value in (("baseline", 400.0), ("DONOTSAVE_xs_monitor", 1.0)):
-            stream = self.bundle.compose_descriptor(name=name, data_keys={"ring_current": _NUMBER})
+            stream = self.bundle.compose_descriptor(name=name, data_keys={"ring_current": NUMBER})
             yield "descriptor", stream.descriptor_doc
             yield "event", _event(stream, {"ring_current": value}, 0)
 
     def file(self, folder: Path, spec: str, datasets: Mapping[str, np.ndarray]) -> Any:
-        """Write a file; scalers and encoders as 32-bit floats, as the beamline does."""
-        path = folder / f"{uuid.uuid4().hex}.h5"
-        with h5py.File(path, "x") as file:
-            for name, values in datasets.items():
-                file[name] = values if values.ndim > 1 else values.astype(np.float32)
+        """Write a file and compose its resource."""
         return self.bundle.compose_resource(
-            spec=spec, root="/", resource_path=str(path.resolve())[1:], resource_kwargs={}
+            spec=spec,
+            root="/",
+            resource_path=str(write_file(folder, datasets))[1:],
+            resource_kwargs={},
         )
 
     def pixels(
@@ -331,15 +309,15 @@ class _Run:
         if snake:
             order[1::2] = order[1::2, ::-1]
         pixels = order.ravel()[:stop_after]
-        keys: dict[str, Any] = dict.fromkeys(("sclr_i0", "sclr_im", "sclr_it"), _NUMBER)
+        keys: dict[str, Any] = dict.fromkeys(("sclr_i0", "sclr_im", "sclr_it"), NUMBER)
         for motor in (fast, slow):
-            keys |= {name: _NUMBER | {"units": "um"} for name in (motor, f"{motor}_user_setpoint")}
+            keys |= {name: NUMBER | {"units": "um"} for name in (motor, f"{motor}_user_setpoint")}
         windows = {
             f"xs_channel{c:02d}_mcaroi{k:02d}_total_rbv": (c, k)
             for c in range(1, channels + 1)
             for k in range(1, mcarois + 1)
         }
-        keys |= dict.fromkeys(windows, _NUMBER)
+        keys |= dict.fromkeys(windows, NUMBER)
         spectra = {template.format(c): c for c in range(1, channels + 1)}
         for name in spectra:
             keys[name] = {
@@ -354,12 +332,12 @@ class _Run:
         )
         yield "descriptor", stream.descriptor_doc
         flat = truth.spectra.reshape(-1, channels, bins)
-        resource = self.file(folder, "XSP3", {_SPECTRA: flat[pixels]})
+        resource = self.file(folder, "XSP3", {SPECTRA: flat[pixels]})
         yield "resource", resource.resource_doc
         for frame, pixel in enumerate(pixels):
             place = divmod(int(pixel), cols)
             data: dict[str, Any] = {
-                f"sclr_{name}": float(truth.i0[place] * part) for name, part in _BEAM.items()
+                f"sclr_{name}": float(truth.i0[place] * part) for name, part in BEAM.items()
             }
             for motor, positions in ((fast, truth.fast), (slow, truth.slow)):
                 data |= dict.fromkeys((motor, f"{motor}_user_setpoint"), float(positions[place]))
