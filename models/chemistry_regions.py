@@ -15,12 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import (
     binary_closing,
     binary_erosion,
-    correlate1d,
-    gaussian_filter1d,
     maximum_filter,
 )
 
-from inscan.models.matched_filter import Integrals, Sums, significance_threshold
+from inscan.models.matched_filter import (
+    Integrals,
+    ring,
+    significance_threshold,
+    template,
+    templated,
+)
 from inscan.models.region_boxes import Box, PixelRegion, merged, padded
 
 __all__ = ["edge_regions", "spectrum_regions"]
@@ -89,25 +93,28 @@ def edge_regions(
     threshold = significance_threshold(pixels, scales, 2, false_alarm, sum(at.shape))
     found: list[PixelRegion] = []
     for scale in scales:
-        line = _template(scale)
-        covered = _spread_out(core.astype(np.float64), line)
-        possible = _spread_out(np.ones(at.shape), line)
+        line = template(scale)
+        covered = templated(core.astype(np.float64), line)
+        possible = templated(np.ones(at.shape), line)
         usable = core & (covered >= _COVERED * possible)
         if usable.sum() < _LEAST_PIXELS:
             continue
-        total = np.maximum(_spread_out(weight, line), 1e-30)
-        mean = _spread_out(off, line) / total
-        variance = _spread_out(weight, line**2) / total**2
+        total = np.maximum(templated(weight, line), 1e-30)
+        mean = templated(off, line) / total
+        variance = templated(weight, line**2) / total**2
         plain = mean / np.sqrt(np.maximum(variance, 1e-30))
         centre = float(np.median(plain[usable]))
         # Errors of neighbours go together, and the sample has a spread of its own.
         wider = max(1.0, float(_robust(plain[usable])))
+        inner = int(np.ceil(2.5 * scale))
+        beside = ring(sums, inner, inner + max(3, inner))
         for sign, word in _SIGNS.items():
             z = np.where(usable, sign * (plain - centre) / wider, 0.0)
-            for side in _sides(sums, scale):
+            for side in beside:
                 there = np.maximum(side.counts[0], 1e-30)
-                beside = side.counts[1] / there
-                apart = (mean - beside) / np.sqrt(np.maximum(variance + 1 / there, 1e-30))
+                apart = (mean - side.counts[1] / there) / np.sqrt(
+                    np.maximum(variance + 1 / there, 1e-30)
+                )
                 told = side.pixels[0] >= _LEAST_SIDE
                 z = np.where(told, np.minimum(z, sign * apart / wider), z)
             for row, col in _peaks(z, scale, threshold):
@@ -204,23 +211,23 @@ def spectrum_regions(
     threshold = significance_threshold(pixels, scales, 1, false_alarm, sum(there.shape))
     found: list[PixelRegion] = []
     for scale in scales:
-        line = _template(scale)
-        weight = _spread_out(core.astype(np.float64), line)
-        possible = _spread_out(np.ones(core.shape), line)
+        line = template(scale)
+        weight = templated(core.astype(np.float64), line)
+        possible = templated(np.ones(core.shape), line)
         usable = core & (weight >= _COVERED * possible)
         if usable.sum() < _LEAST_PIXELS:
             continue
         # Noise keeps its size however much of the template lies in the sample.
-        even = np.sqrt(np.maximum(_spread_out(core.astype(np.float64), line**2), 1e-9))
+        even = np.sqrt(np.maximum(templated(core.astype(np.float64), line**2), 1e-9))
         distance = np.zeros(core.shape)
         for one in along:
             image = np.zeros(core.shape, dtype=np.float32)
             image[core] = one
-            image = _spread_out(image, line) / even
-            values = image[usable]
+            smooth = templated(image, line) / even
+            values = smooth[usable]
             # White noise keeps its size; what varies over the sample by nature does not.
             own = max(float(_robust(values)), 1.0)
-            distance += np.square((image - float(np.median(values))) / own)
+            distance += np.square((smooth - float(np.median(values))) / own)
         normal = 2 / (9 * len(along))
         root = (np.cbrt(distance / len(along)) - (1 - normal)) / np.sqrt(normal)
         # Few templates fit into a small sample: their own scatter alone is no measure.
@@ -229,7 +236,7 @@ def spectrum_regions(
         z = np.where(usable, np.minimum(root, beyond), 0.0)
         for row, col in _peaks(z, scale, threshold):
             strength = float(z[row, col])
-            kernel = _spread_out(_single(core.shape, row, col), line)[core]
+            kernel = templated(_single(core.shape, row, col), line)[core]
             mostly = left @ kernel / max(float(kernel.sum()), 1e-30)
             k = int(np.argmax(np.abs(mostly) / noise))
             peak = (row * factor + factor // 2, col * factor + factor // 2)
@@ -263,17 +270,6 @@ def _robust(x: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(1.4826 * np.median(apart, axis=-1), dtype=np.float64)
 
 
-def _sides(sums: Integrals, scale: float) -> tuple[Sums, ...]:
-    inner = int(np.ceil(2.5 * scale))
-    outer = inner + max(3, inner)
-    return (
-        sums.over(-outer, -inner - 1, -outer, inner),
-        sums.over(-outer, inner, inner + 1, outer),
-        sums.over(inner + 1, outer, -inner, outer),
-        sums.over(-inner, outer, -outer, -inner - 1),
-    )
-
-
 def _averaged(stack: NDArray, there: NDArray[np.bool_], factor: int) -> NDArray[np.float32]:
     """Means over squares of pixels, shape (energy, row, col)."""
     rows, cols = (side // factor for side in there.shape)
@@ -289,17 +285,6 @@ def _whole(there: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
     rows, cols = (side // factor for side in there.shape)
     cut = there[: rows * factor, : cols * factor]
     return np.asarray(cut.reshape(rows, factor, cols, factor).all(axis=(1, 3)))
-
-
-def _template(scale: float) -> NDArray[np.float64]:
-    reach = int(3 * scale + 0.5)
-    line = gaussian_filter1d(np.eye(1, 2 * reach + 1, reach)[0], scale, mode="constant", truncate=3)
-    return np.asarray(line / line.max())
-
-
-def _spread_out(x: NDArray[np.floating], line: NDArray[np.float64]) -> NDArray[np.float64]:
-    down = correlate1d(x, line, axis=0, mode="constant")
-    return np.asarray(correlate1d(down, line, axis=1, mode="constant"), dtype=np.float64)
 
 
 def _single(shape: tuple[int, ...], row: int, col: int) -> NDArray[np.float64]:

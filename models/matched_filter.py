@@ -19,9 +19,13 @@ __all__ = [
     "Excess",
     "Floor",
     "Integrals",
+    "Sums",
     "excess",
     "predicted_by_others",
+    "ring",
     "significance_threshold",
+    "template",
+    "templated",
 ]
 
 _TRUNCATE = 3.0  # templates end at three sigma
@@ -136,6 +140,31 @@ class Integrals:
         return Sums(*(band[:, :, c1] - band[:, :, c0] for band in bands))
 
 
+def ring(sums: Integrals, inner: int, outer: int) -> tuple[Sums, Sums, Sums, Sums]:
+    """Four rectangles beyond `inner` and up to `outer` pixels around every pixel, as the arms of a pinwheel."""
+    return (
+        sums.over(-outer, -inner - 1, -outer, inner),
+        sums.over(-outer, inner, inner + 1, outer),
+        sums.over(inner + 1, outer, -inner, outer),
+        sums.over(-inner, outer, -outer, -inner - 1),
+    )
+
+
+def template(scale: float) -> NDArray[np.float64]:
+    """A gaussian over its peak value, along one axis; it ends at three sigma."""
+    reach = int(_TRUNCATE * scale + 0.5)
+    line = gaussian_filter1d(
+        np.eye(1, 2 * reach + 1, reach)[0], scale, mode="constant", truncate=_TRUNCATE
+    )
+    return np.asarray(line / line.max())
+
+
+def templated(x: NDArray[np.floating], line: NDArray[np.float64]) -> NDArray[np.floating]:
+    """Sums over the template around every pixel of the last two axes, of the type of `x`."""
+    down = correlate1d(x, line, axis=-2, mode="constant")
+    return np.asarray(correlate1d(down, line, axis=-1, mode="constant"))
+
+
 def excess(
     maps: NDArray[np.float32],
     light: NDArray[np.float32],
@@ -162,16 +191,7 @@ def excess(
     -------
     Excess
     """
-    reach = int(_TRUNCATE * scale + 0.5)
-    line = gaussian_filter1d(
-        np.eye(1, 2 * reach + 1, reach)[0], scale, mode="constant", truncate=_TRUNCATE
-    )
-    line /= line.max()  # the template is the gaussian over its peak value
-
-    def templated(x: NDArray[np.float32], kernel: NDArray[np.float64]) -> NDArray[np.float32]:
-        down = correlate1d(x, kernel, axis=-2, mode="constant")
-        return np.asarray(correlate1d(down, kernel, axis=-1, mode="constant"), dtype=np.float32)
-
+    line = template(scale)
     mask = np.asarray((light > 0).any(axis=0, keepdims=True))
     on = templated(maps, line)
     covered = templated(light, line)
@@ -185,12 +205,7 @@ def excess(
     # A ring around a pixel of a narrow field has little width: it must reach further.
     width = min(*maps.shape[1:], 2 * inner + 1)
     outer = inner + max(3, int(np.ceil(2.5 * scale)), int(np.ceil(_LEAST_OFF_PIXELS / width)))
-    sides = [  # four rectangles that make up the ring, as the arms of a pinwheel
-        sums.over(-outer, -inner - 1, -outer, inner),
-        sums.over(-outer, inner, inner + 1, outer),
-        sums.over(inner + 1, outer, -inner, outer),
-        sums.over(-inner, outer, -outer, -inner - 1),
-    ]
+    sides = ring(sums, inner, outer)
     off = np.sum([side.counts for side in sides], axis=0)
     lit = np.sum([side.light for side in sides], axis=0)
     pixels = np.sum([side.pixels for side in sides], axis=0)

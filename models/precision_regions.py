@@ -205,7 +205,7 @@ def _told(
     # exposures must be (sigma / wanted)^2 of the first.
     takes = {k: (usual[k] / target[k]) ** 2 - 1 for k in lines}
     texts = []
-    for k in sorted(lines, key=lambda k: -takes[k]):
+    for k in sorted(lines, key=lambda k: -float(missed[k].sum())):
         who = names[k] if names is not None else f"element {k}"
         texts.append(
             f"{who}: relative uncertainty {100 * usual[k]:.3g} % (median of "

@@ -21,12 +21,11 @@ from inscan.models.matched_filter import (
     significance_threshold,
 )
 from inscan.models.region_boxes import PixelRegion, boxed_parts, merged, padded
+from inscan.models.region_input import counted
 
 __all__ = ["PixelRegion", "doubtful_regions", "find_regions", "significance_map"]
 
 _FALSE_ALARM = 0.01
-_LIT = 0.05  # of the typical exposure: what got less light says nothing
-_DEAD_ROW = 20.0  # counts of a typical row, below which an empty one may be chance
 _STRONGER = 1.3  # a wide template must beat the narrow one by so much to be what is there
 
 
@@ -96,7 +95,7 @@ def find_regions(
     ValueError
         On wrong shapes, negative counts or exposures, or an element that does not exist.
     """
-    maps, light, alive = _checked(counts, measured, exposure)
+    maps, light, alive = counted(counts, measured, exposure)
     n_elements, rows, cols = maps.shape
     scales = _scales(scale_px)
     if names is not None and len(names) != n_elements:
@@ -255,75 +254,12 @@ def significance_map(
     ndarray of float32, shape (element, row, col)
         Standard deviations; 0 where nothing was measured.
     """
-    maps, light, _ = _checked(counts, measured, exposure)
+    maps, light, _ = counted(counts, measured, exposure)
     sums = Integrals(maps, light)
     best = np.zeros(maps.shape, dtype=np.float32)
     for scale in _scales(scale_px):
         np.maximum(best, excess(maps, light, sums, None, scale).significance, out=best)
     return best
-
-
-def _checked(
-    counts: ArrayLike, measured: ArrayLike | None, exposure: ArrayLike | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Counts, 0 where not measured; exposure relative to the typical one, 0 there; elements that have any."""
-    maps = np.asarray(counts, dtype=np.float32)
-    if maps.ndim == 2:
-        maps = maps[None]
-    if maps.ndim != 3 or maps.size == 0:
-        raise ValueError(f"counts must have shape (element, row, col), got {maps.shape}")
-    finite = np.isfinite(maps)
-    alive = np.asarray(finite.any(axis=(1, 2)))
-    mask = np.asarray(finite[alive].all(axis=0)) if alive.any() else np.zeros(maps.shape[1:], bool)
-    if measured is not None:
-        given = np.asarray(measured, dtype=bool)
-        if given.shape != maps.shape[1:]:
-            raise ValueError(f"measured has shape {given.shape}, the map {maps.shape[1:]}")
-        mask &= given
-    maps = np.where(mask & alive[:, None, None], maps, np.float32(0))
-    if maps.min() < 0:
-        raise ValueError(
-            f"counts must be >= 0, the least is {maps.min():g}; give raw counts, not values with "
-            "background subtracted (that goes in `background`)"
-        )
-    light = mask[None].astype(np.float32)
-    if exposure is not None:
-        light = light * _relative(exposure, maps.shape, mask)
-        maps = np.where(light > 0, maps, np.float32(0))
-    return maps, light * _rows_alive(maps, light), alive
-
-
-def _relative(
-    exposure: ArrayLike, shape: tuple[int, ...], mask: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Exposure over the typical one, shape (1 or element, row, col), 0 where there was next to none."""
-    given = np.asarray(exposure, dtype=np.float64)
-    if given.shape not in (shape, shape[1:]):
-        raise ValueError(f"exposure has shape {given.shape}, the map {shape}")
-    given = np.where(np.isfinite(given), given, 0.0).reshape(-1, *shape[1:])
-    if given.min() < 0:
-        raise ValueError(f"exposure must be >= 0, the least is {given.min():g}")
-    relative = np.zeros(given.shape, dtype=np.float32)
-    for one, out in zip(given, relative, strict=True):
-        lit = one[mask & (one > 0)]
-        if lit.size:
-            out[...] = one / float(np.median(lit))
-    # What hardly got light in one element was not measured for any: the maps share one field.
-    return relative * (relative >= _LIT).all(axis=0)
-
-
-def _rows_alive(maps: NDArray[np.float32], light: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """False in rows that are empty in all elements between others that are not: a detector that was off."""
-    by_row = maps.sum(axis=(0, 2), dtype=np.float64)
-    measured = light.any(axis=(0, 2))
-    alive = np.ones((len(by_row), 1), dtype=bool)
-    rows = np.flatnonzero(measured & (by_row > 0))
-    if rows.size:
-        typical = float(np.median(by_row[rows]))
-        between = np.arange(rows[0], rows[-1] + 1)
-        if typical >= _DEAD_ROW:
-            alive[between[by_row[between] == 0]] = False
-    return alive
 
 
 def _scales(scale_px: float | Sequence[float]) -> list[float]:

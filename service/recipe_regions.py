@@ -106,9 +106,9 @@ def map_regions(
         )
         found += [(box, "spots", names[box.element], {}) for box in boxes]
     if "doubt" in targets and doubtful is not None:
-        boxes = doubtful_regions(
-            doubtful, measured=measured, max_regions=most, pad_px=0, names=names
-        )
+        # A line without a single count is in doubt everywhere, and measuring again is no cure.
+        seen = doubtful & (counts.sum(axis=(1, 2)) > 0)[:, None, None]
+        boxes = doubtful_regions(seen, measured=measured, max_regions=most, pad_px=0, names=names)
         found += [(box, "doubt", "doubt", {}) for box in boxes]
     asked = {
         names.index(name): float(share)
