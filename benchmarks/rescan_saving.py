@@ -1,9 +1,9 @@
 """Would rescans pay at your beamline: time and dose of a survey with regions against a full fine raster.
 
-    python benchmarks/rescan_saving.py --field 48 --step 0.5 --ratio 4 --regions 10 --edge 7 --dwell 0.05 --turnaround 0.75
+    python benchmarks/rescan_saving.py --field 48 --step 0.5 --ratio 4 --regions 10 --edge 7 --dwell 0.05
 
-Nothing is measured: it is the account that `inscan evaluate regions` is made with, at other numbers. Those for a beamline
-are in its logs: how long a fly-scanned row takes beyond its pixels, how long a region takes before its first row.
+Nothing is measured: it is the account that `inscan evaluate regions` is made with, at other numbers. Those for a
+beamline are in its logs: how long a fly-scanned row takes beyond its pixels, and a region before its first row.
 """
 
 import argparse

@@ -47,11 +47,12 @@ class Detection:
     Attributes
     ----------
     rows : list of ScoreRow
-        ``area for 90 %``: share of the field at which the recall, averaged over maps, reaches 0.9, with an interval
-        by resampling maps; ``per map``: the same of each map by itself, averaged; ``recall at 6 %`` and at 15 % of the
-        field. Cases that end in ``above the threshold``: what would be proposed, all of it: ``boxes``, those that hold
-        no inclusion wholly (``false boxes``) or a decoy instead (``decoys``), the share of the field they cover with
-        (``area + margin``) and without the survey pixel that profiles add on each side, ``recall`` with that margin.
+        Of all families together `seeds` counts maps. ``area for 90 %``: share of the field at which the recall,
+        averaged over maps, reaches 0.9, with an interval by resampling maps; ``per map``: the same of each map by
+        itself, averaged; ``recall at 6 %`` and at 15 % of the field. Cases that end in ``above the threshold``: what
+        would be proposed, all of it: ``boxes``, those that hold no inclusion wholly (``false boxes``) or a decoy
+        instead (``decoys``), the share of the field they cover with the survey pixel that profiles add on each side
+        (``area + margin``) and without, ``recall`` with it.
     curves : dict of str to dict of str to list of float
         By case and method: mean recall at `AREAS`.
     missed : list of dict

@@ -22,8 +22,12 @@ def test_json_alone_on_stdout_and_progress_on_stderr(done):
     document = json.loads(result.stdout)
     assert document == json.loads((out / "regions.json").read_text())
     assert document["command"] == "inscan evaluate regions --seeds 1"
-    assert "seed 0" in result.stderr
+    assert f"seed {document['seed_list'][0]}" in result.stderr and document["seed_list"][0] >= 7100
     assert (out / "regions.png").stat().st_size > 5_000
+    assert (out / "regions_rescans.png").stat().st_size > 5_000
+    curves = document["curves"]["all families, 10 counts"]
+    assert len(curves["inscan"]) == len(document["areas"]) and curves["inscan"][-1] == 1
+    assert all(one["why"] for one in document["missed"])
 
 
 def test_the_file_says_how_it_came_about(done):
@@ -33,7 +37,12 @@ def test_the_file_says_how_it_came_about(done):
     assert document["versions"]["torch"] and document["machine"]["cores"] >= 1
     rows = document["rows"]
     assert {row["method"] for row in rows} >= {"random", "inscan"}
-    assert all(row["seeds"] == 1 for row in rows)
+    single = [row for row in rows if row["case"] == "cells, 10 counts"]
+    assert len(single) > 8 and {row["seeds"] for row in single if "n2n" not in row["method"]} <= {
+        1,
+        6,
+    }
+    assert any(row["case"] == "rescans, all families, 3 counts" for row in rows)
 
 
 @pytest.mark.parametrize(
