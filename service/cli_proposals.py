@@ -75,6 +75,9 @@ def _list(run: str | None, state: Path | None, as_json: bool) -> None:
     from inscan.service.proposal_text import listed
 
     Console().print(listed(answer, _scans(state), time.time()))
+    past = ask(state, "rescan_record")
+    if past["records"]:
+        typer.echo(f"so far: {past['text']}")
 
 
 def _scans(state: Path | None) -> dict[str, Any]:

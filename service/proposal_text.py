@@ -147,7 +147,10 @@ def described(proposal: Proposal, scan: Any, now: float) -> list[RenderableType]
         regions = list(proposal.get("all_regions") or proposal.get("regions") or ())
         if regions:
             parts += [_regions(proposal, regions), _reasons(regions)]
-    compared = _compared(proposal.get("measured") or ())
+    records = list(proposal.get("measured") or ())
+    compared = _compared(records)
+    if records:
+        parts.append(_seen(records))
     if compared:
         columns = {name: name for name in ("region", "what", "predicted", "measured", "ratio")}
         parts.append(_tight("predicted and measured", compared, columns))
@@ -260,11 +263,41 @@ def _sigmas(predicted: Mapping[str, Any]) -> str:
 
 
 def _reasons(regions: Iterable[Mapping[str, Any]]) -> RenderableType:
+    return _sentences(
+        (str(region.get("label")), str(region.get("reason") or "no reason")) for region in regions
+    )
+
+
+def _seen(records: Iterable[Mapping[str, Any]]) -> RenderableType:
+    """What became of each region that was measured, in words."""
+    return _sentences((str(one.get("region")), _words(one)) for one in records)
+
+
+def _words(record: Mapping[str, Any]) -> str:
+    seen = record.get("measured")
+    if not isinstance(seen, Mapping):
+        return "measured"
+    said = []
+    if "found" in seen:
+        shift = [f"{float(one):.3g}" for one in seen.get("shift") or ()]
+        drift = f", shifted by ({', '.join(shift)})" if shift else ""
+        said.append(f"found again{drift}" if seen["found"] else "not found again in the survey")
+    if "agrees" in seen:
+        agrees = "agrees with the survey" if seen["agrees"] else "does not agree with the survey"
+        said.append(agrees)
+    ratio = _number(seen.get("likelihood_ratio"))
+    if "confirmed" in seen:
+        confirmed = "spot confirmed" if seen["confirmed"] else "no spot there"
+        said.append(confirmed + (f" (likelihood ratio {ratio:.3g})" if ratio is not None else ""))
+    return ", ".join(said) or "measured"
+
+
+def _sentences(told: Iterable[tuple[str, str]]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for region in regions:
-        table.add_row(f"  {region.get('label')}", Text(str(region.get("reason") or "no reason")))
+    for name, sentence in told:
+        table.add_row(f"  {name}", Text(sentence))
     return Padding(table, (0, 0, 1, 0))
 
 

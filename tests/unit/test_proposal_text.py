@@ -108,7 +108,16 @@ def test_what_was_measured_stands_beside_what_was_predicted() -> None:
         "region": "1-Fe_K",
         "run_uid": "fine-1",
         "predicted": {"time_s": 61.25, "relative_sigma": 0.07, "line": "Fe_K", "counts": 0.0},
-        "measured": {"time_s": 70.0, "relative_sigma": 0.084, "line": "Fe_K", "counts": 3.0},
+        "measured": {
+            "time_s": 70.0,
+            "relative_sigma": 0.084,
+            "counts": 3.0,
+            "found": True,
+            "shift": [0.125, -0.5],
+            "agrees": False,
+            "confirmed": True,
+            "likelihood_ratio": 34.25,
+        },
     }
     done = {
         "state": "done",
