@@ -13,6 +13,7 @@ from inscan.service.fitting import Keeper, account, denoiser_of, given, offered
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
 from inscan.service.recipe_composite import composite_maps
+from inscan.service.recipe_composite_stack import composite_stack
 from inscan.service.recipe_energies import energies_report
 from inscan.service.recipe_regions import binned, map_regions, stack_regions, wanted_of
 from inscan.service.recipe_spectral import cube_arrays, denoise_cube, line_maps
@@ -63,7 +64,7 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
         When the recipe does not fit the arrays; the message names both.
     """
     recipes = {"n2n": _n2n, "superres": _superres, "subspace": _subspace, "spectral": _spectral}
-    recipes["composite"] = composite_maps
+    recipes["composite"] = _composite
     furthest = 0.0
 
     def onward(fraction: float) -> None:
@@ -74,6 +75,12 @@ def process(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
 
     onward(0.0)
     return recipes[job.recipe](job, arrays, onward)
+
+
+def _composite(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
+    if job.meta.get("technique") == "txm":
+        return composite_stack(job, arrays, progress, _subspace)
+    return composite_maps(job, arrays, progress)
 
 
 def _n2n(job: InferenceJob, arrays: Arrays, progress: Progress) -> Processed:
