@@ -14,7 +14,7 @@ from scipy.ndimage import uniform_filter
 
 from inscan.models.composite_agreement import Agreement, agreement, misfit, worst_chi2
 from inscan.models.composite_layer import Layer, Placement
-from inscan.models.composite_shift import correlated_shift
+from inscan.models.composite_shift import whole_pixel_shift
 from inscan.models.registration import (
     Comparison,
     CountGrid,
@@ -101,8 +101,10 @@ def place(survey: Layer, fine: Layer, *, max_shift: float) -> Placement:
     shift, error = np.zeros(2), np.full(2, np.inf)
     if not doubt and found is not None:
         shift, error = np.asarray(found.shift), np.asarray(found.error)
-        # What is not beyond its own error is no drift.
+        # What is not beyond its own error, or explains no more than no drift does, is none.
         shift = np.where(np.abs(shift) > 2 * error, shift, 0.0)
+        if shift.any() and not _clearly_better(low, high, sampling, shift):
+            shift, error = np.zeros(2), np.hypot(error, shift)
     both = compare(low, high, sampling, shift)
     if min(both.inside.any(axis=1).sum(), both.inside.any(axis=0).sum()) < 1:
         return _unused(survey, fine, doubt or "it covers no pixel of the survey", found)
@@ -149,12 +151,29 @@ def _registered(
     reach = max_shift + _BEYOND
     same = np.allclose(steps, np.abs(high.steps), rtol=_SAME_STEP)
     if same:
-        found = correlated_shift(low, high, reach, least_overlap=_LEAST_OVERLAP)
+        found = whole_pixel_shift(low, high, reach, least_overlap=_LEAST_OVERLAP)
     else:
         found = likeliest_shift(low, high, sampling, reach, least_overlap=_LEAST_OVERLAP)
     if found is None:
         return None
     return replace(found, error=np.hypot(_TOO_SURE * found.error, _LEAST_ERROR[same] * steps))
+
+
+def _clearly_better(
+    low: CountGrid, high: CountGrid, sampling: Sampling, shift: NDArray[np.float64]
+) -> bool:
+    """Whether a place explains the survey's counts clearly better than the one where the scan was sent: on the pixels
+    that both cover."""
+    both = [compare(low, high, sampling, at) for at in (np.zeros(2), shift)]
+    shared = both[0].inside & both[1].inside
+    if not shared.any():
+        return True
+    fits = []
+    for one in both:
+        made = np.maximum(one.expected[:, shared].sum(axis=1), 1e-9)
+        ratio = (one.counts[:, shared].sum(axis=1) / made)[:, None, None]
+        fits.append(misfit(one.counts, ratio * one.expected, ratio**2 * one.noise)[shared].sum())
+    return float(fits[0] - fits[1]) > _CLEAR
 
 
 def _recognised(

@@ -1,8 +1,8 @@
-"""The shift between two maps of counts of the same step, by the peak of their correlation.
+"""The shift between two maps of counts of the same step, by their difference at shifts of whole pixels.
 
 Under a likelihood one of two noisy maps has to predict the other, and between its pixels it predicts with less noise:
-with pixels of the same size that pulls shifts towards half a pixel. The products of two maps hold no noise of one with
-itself; the place of their maximum is right on average.
+with pixels of the same size that pulls shifts towards half a pixel. At shifts of whole pixels nothing is interpolated
+and the noise is the same at all of them; the maximum between them is that of a smooth surface through them.
 
 References
 ----------
@@ -15,14 +15,14 @@ from scipy.interpolate import RectBivariateSpline
 
 from inscan.models.registration import CountGrid, Registration, compare
 
-__all__ = ["correlated_shift"]
+__all__ = ["whole_pixel_shift"]
 
 _THINNINGS = 4
-_FINE = 0.02  # pixels between the places at which the interpolated correlation is looked at
+_FINE = 0.02  # pixels between the places at which the interpolated surface is looked at
 _NEAR = 1.5  # pixels around the highest value that the maximum is sought in
 
 
-def correlated_shift(
+def whole_pixel_shift(
     coarse: CountGrid, fine: CountGrid, max_shift: float, *, least_overlap: int
 ) -> Registration | None:
     """Register two maps of the same step; arguments and result as `registration.likeliest_shift`.
@@ -40,7 +40,7 @@ def correlated_shift(
     )
     whole = np.rint(offset).astype(int)
     reach = int(np.ceil(max_shift)) + 2
-    surface = _correlation(coarse, maps[0], whole, reach, least_overlap)
+    surface = _likeness(coarse, maps[0], whole, reach, least_overlap)
     found = _peak(surface, reach, max_shift, offset - whole)
     if found is None:
         return None
@@ -51,7 +51,7 @@ def correlated_shift(
         halves = [_halved(one, rng) for one in (coarse, maps[0])]
         each = [
             _peak(
-                _correlation(halves[0][i], halves[1][i], whole, reach, least_overlap),
+                _likeness(halves[0][i], halves[1][i], whole, reach, least_overlap),
                 reach,
                 max_shift,
                 offset - whole,
@@ -85,10 +85,11 @@ def _stabilised(grid: CountGrid) -> NDArray[np.float64]:
     return 2 * np.sqrt(flat + 0.375)
 
 
-def _correlation(
+def _likeness(
     coarse: CountGrid, fine: CountGrid, whole: NDArray[np.int64], reach: int, least: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean product of the two, and number of pixels, for each shift by whole pixels; NaN where too few overlap."""
+    """How alike the two are (half the mean square difference, negative), and of how many pixels, for each shift by
+    whole pixels; NaN where too few overlap."""
     a, b = _stabilised(coarse), _stabilised(fine)
     ok_a, ok_b = coarse.exposure > 0, fine.exposure > 0
     lags = np.arange(-reach, reach + 1)
@@ -110,8 +111,10 @@ def _correlation(
             if number < least**2:
                 continue
             x, y = a[:, *here][:, both], b[:, *there][:, both]
-            x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
-            values[i, j], pixels[i, j] = float((x * y).sum()) / number, number
+            # Brought to one level: what differs then is noise, and structure that does not match.
+            levels = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
+            apart = x - levels[0] - (y - levels[1]) * (levels[0] / levels[1])
+            values[i, j], pixels[i, j] = -float((apart**2).sum()) / number / 2, number
     return values, pixels
 
 

@@ -84,9 +84,11 @@ def _damage(survey: Layer, placements: Sequence[Placement]) -> list[str]:
             if not last.used or last.agrees[k] or "ratio" not in last.figures:
                 continue
             steps = [
-                (dose, 1 / one.figures["ratio"][k], one.figures["ratio_error"][k])
+                (dose, 1 / r, one.figures["ratio_error"][k] / r**2)
                 for dose, one in zip(doses[: number + 1], placements[: number + 1], strict=True)
-                if one.used and "ratio" in one.figures and _meet(one, last)
+                if one.used
+                and (r := one.figures.get("ratio", [0.0] * (k + 1))[k]) > 0
+                and _meet(one, last)
             ]
             falls = all(
                 a[1] - b[1] > _FALLING * np.hypot(a[2], b[2])
