@@ -85,6 +85,12 @@ class Connection:
             if self.defects == 1:
                 logger.exception("inscan: a %s document was not recorded; the scan goes on", name)
 
+    def __repr__(self) -> str:
+        """Say at a prompt whether documents get through."""
+        state = "closed" if self._closed else "connected" if self.connected else "no service"
+        lost = f", {self.lost} documents lost" if self.lost else ""
+        return f"<inscan: {state}, {self.written} documents written{lost}, in {self.state_dir}>"
+
     @property
     def connected(self) -> bool:
         """The service has answered within the last seconds."""
