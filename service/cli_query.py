@@ -80,12 +80,18 @@ def show(
             help="which of several maps or stacks of the run (positions, repeats), as primary@2; default: the first"
         ),
     ] = None,
+    composite: Annotated[
+        bool,
+        typer.Option("--composite", help="the survey and its fine maps in one estimate"),
+    ] = False,
     out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("."),
     state: State = None,
     tiled: TiledAddress = None,
     as_json: Json = False,
 ) -> None:
     """Draw raw, result, sigma and difference of a run, or follow a running one."""
+    if composite:
+        stream = "composite"
     from inscan.service.settings import default_state_dir
 
     folder = state or default_state_dir()

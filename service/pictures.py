@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from inscan.service.figures import Extent, Map, Picture, Plane
 from inscan.service.results import Shown
 
+SOURCES = "1 survey, 2 fine map, 3 both"
+
 
 def picture_of(shown: Shown) -> Picture:
     """Arrange a result for drawing.
@@ -52,6 +54,10 @@ def picture_of(shown: Shown) -> Picture:
                     "fraction",
                 )
             )
+    if "source" in arrays:
+        # Where a number came from, beside the numbers; what was not measured is grey.
+        source = np.where(arrays["source"] > 0, arrays["source"].astype(float), np.nan)
+        planes.append(Plane("where it is from", None, source, None, SOURCES))
     extent, xlabel, ylabel = _frame(shown)
     return Picture(_title(shown), _notes(shown.start), tuple(planes), extent, xlabel, ylabel)
 
@@ -71,9 +77,13 @@ def _known(shown: Shown, name: str, index: int) -> Map:
 
 
 def _doubt(shown: Shown, index: int) -> NDArray[np.bool_] | None:
-    if "doubtful" not in shown.arrays:
-        return None
-    return np.nan_to_num(_known(shown, "doubtful", index)).astype(bool)
+    """What is not to be trusted, and in a composite what its runs do not agree in."""
+    found = [
+        np.nan_to_num(_known(shown, name, index)).astype(bool)
+        for name in ("doubtful", "disagrees")
+        if name in shown.arrays
+    ]
+    return np.logical_or.reduce(found) if found else None
 
 
 def _title(shown: Shown) -> str:
@@ -94,6 +104,8 @@ def _notes(start: Mapping[str, Any]) -> tuple[str, ...]:
     found = [*report.get("reasons", []), *start.get("warnings", [])]
     if report.get("fine_tuned"):
         found.insert(0, str(report["fine_tuned"]["text"]))
+    if report.get("composite"):
+        found.insert(0, str(report["composite"].get("text", "")))
     doubt = report.get("doubt") or {}
     if doubt.get("share"):
         why = "; ".join(str(reason) for reason in doubt.get("reasons", []))

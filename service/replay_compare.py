@@ -89,6 +89,8 @@ def _results(processed: Any, raw_uid: str) -> list[Any]:
         run
         for run in processed.search(Eq("start.raw_uid", raw_uid)).values()
         if (run.metadata.get("stop") or {}).get("exit_status") == "success"
+        # Its fine maps are not replayed with a survey.
+        and run.metadata["start"].get("recipe") != "composite"
     ]
     return sorted(found, key=lambda run: run.metadata["start"]["time"])
 

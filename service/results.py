@@ -37,8 +37,8 @@ class Shown:
     start : dict
         Start document of the derived run; for a snapshot what its file says, under the same keys.
     arrays : dict of str to ndarray
-        Maps of XRF: `values`, `sigma`, `raw`, `doubtful` (element, y, x), `measured` (y, x). Of a stack the planes
-        named in `labels`, and its chemistry.
+        Maps of XRF: `values`, `sigma`, `raw`, `doubtful` (element, y, x), `measured` (y, x); of a composite besides
+        `disagrees` and `source`. Of a stack the planes named in `labels`, and its chemistry.
     units : dict of str to str
     labels : list of str
         Of the first axis of `values`.
@@ -104,7 +104,9 @@ class Results:
         NoSuchRun, NoResult
             With what is known.
         """
-        found = self._matching(self._processed, wanted, "start.uid", "start.raw_uid")
+        found = self._matching(
+            self._processed, wanted, "start.uid", "start.raw_uid", "start.composite_uid"
+        )
         complete = [run for run in found if run.metadata.get("stop")]
         good = [run for run in complete if _succeeded(run)]
         if good:
@@ -273,7 +275,7 @@ def _streams(runs: Sequence[Any]) -> list[str]:
 
 
 def _wanted(keys: Mapping[str, Any]) -> list[str]:
-    shown = ("values", "sigma", "raw", "doubtful", "measured")
+    shown = ("values", "sigma", "raw", "doubtful", "measured", "source", "disagrees")
     return [name for name in keys if name in shown or name.startswith(("edge_energy", "fractions"))]
 
 

@@ -62,8 +62,9 @@ def show(access: TiledAccess, wanted: str, out: Path, stream: str | None = None)
     -------
     dict
         `png`, `html` (paths), `result_uid`, `raw_uid`, `scan_id`, `stream`, `other_streams` (of the run's other maps or
-        stacks that have results), `verdict`, `reasons`, `weights` (what fine-tuning began with and gained; empty
-        without it).
+        stacks that have results, and `composite` where there is one with its fine maps), `verdict`, `reasons`,
+        `weights` (what fine-tuning began with and gained; empty without it), `composite` (what a composite says of its
+        fine maps; of another result empty).
 
     Raises
     ------
@@ -92,4 +93,5 @@ def show(access: TiledAccess, wanted: str, out: Path, stream: str | None = None)
         "verdict": shown.start.get("verdict"),
         "reasons": report.get("reasons", []),
         "weights": (report.get("fine_tuned") or {}).get("text", ""),
+        "composite": (report.get("composite") or {}).get("text", ""),
     }
