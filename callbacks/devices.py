@@ -7,6 +7,7 @@ from ophyd import Component, Device, Signal
 from ophyd.status import DeviceStatus
 
 from inscan.callbacks.connection import Connection
+from inscan.callbacks.plan_measure import APPROVED
 
 _MAX_REGIONS = 16
 # Widest text that an event may carry here; longer ones are cut.
@@ -18,6 +19,8 @@ class RoiDevice(Device):
 
     Set ``run_uid`` to the survey's uid, trigger it (this completes when the service has an
     outcome), read it. Used as a detector of the fine scan, it records the regions in its events.
+    Whatever measures them gives ``proposals`` to `inscan.callbacks.plans.measure_proposal`, which
+    asks the service before each region.
 
     Parameters
     ----------
@@ -32,6 +35,8 @@ class RoiDevice(Device):
         Survey to ask about.
     result_uid, verdict : Signal
         Derived run, and its verdict (pass, warn, block).
+    proposal : Signal
+        Id of the (first) approved proposal, empty where there is none.
     count : Signal
         Number of regions proposed and approved.
     boxes : Signal
@@ -44,6 +49,7 @@ class RoiDevice(Device):
     run_uid = Component(Signal, value="", kind="normal")
     result_uid = Component(Signal, value="", kind="normal")
     verdict = Component(Signal, value="", kind="normal")
+    proposal = Component(Signal, value="", kind="normal")
     count = Component(Signal, value=0, kind="hinted")
     boxes = Component(Signal, value=np.full((_MAX_REGIONS, 4), np.nan), kind="normal")
     scores = Component(Signal, value=np.full(_MAX_REGIONS, np.nan), kind="normal")
@@ -52,6 +58,8 @@ class RoiDevice(Device):
         super().__init__(**kwargs)
         self.regions: list[dict[str, Any]] = []
         """Regions of the last trigger as mappings, with the reasons in words."""
+        self.proposals: list[dict[str, Any]] = []
+        """Approved proposals of the last trigger."""
         self._connection = connection
         self._timeout = timeout
 
@@ -84,13 +92,13 @@ class RoiDevice(Device):
     def _take(self, run_uid: str, outcome: dict[str, Any]) -> None:
         if outcome.get("status") != "done":
             raise RuntimeError(f"run {run_uid}: {outcome.get('status')}, {outcome.get('reason')}")
-        from_approved = [
-            region
+        self.proposals = [
+            {"survey_uid": run_uid, **proposal}
             for proposal in outcome.get("proposals") or ()
-            if proposal.get("state") in ("approved", "auto")
-            for region in proposal.get("regions") or ()
+            if proposal.get("state") in APPROVED
         ]
-        self.regions = from_approved[:_MAX_REGIONS]
+        regions = [one for proposal in self.proposals for one in proposal.get("regions") or ()]
+        self.regions = regions[:_MAX_REGIONS]
         boxes = np.full((_MAX_REGIONS, 4), np.nan)
         scores = np.full(_MAX_REGIONS, np.nan)
         for row, region in enumerate(self.regions):
@@ -98,6 +106,7 @@ class RoiDevice(Device):
             scores[row] = region["score"]
         self.result_uid.put(str(outcome.get("result_uid") or "")[:_TEXT])
         self.verdict.put(str(outcome.get("verdict") or "")[:_TEXT])
+        self.proposal.put(str(self.proposals[0]["id"])[:_TEXT] if self.proposals else "")
         self.count.put(len(self.regions))
         self.boxes.put(boxes)
         self.scores.put(scores)

@@ -36,7 +36,7 @@ class AdaptiveDwell:
         How many proposals were measured.
     ended : str
         ``precise``: nothing is left that is worth measuring for the precision asked for. ``budget``: the time is
-        spent. ``rounds``: `max_rounds`. ``refused``: the next proposal is not approved, or the service or a check
+        spent. ``rounds``: `max_rounds`, or the profile's. ``refused``: the next proposal is not approved, or the service or a check
         refused it. ``failed``: a device or a result failed. ``timeout``: no answer came.
     reason : str
         The same in a sentence.
@@ -254,6 +254,8 @@ def _nothing_left(
     for proposal in proposals:
         rules = {str(one.get("rule")) for one in proposal.get("dropped") or ()}
         open_regions = any(one.get("target") == _TARGET for one in proposal.get("regions") or ())
+        if "max_rounds" in rules:
+            return "rounds", str(proposal.get("reason"))
         if open_regions or rules - {"regions", "overlap"}:
             return "refused", f"{proposal.get('state')}, {proposal.get('reason') or 'not approved'}"
     return "precise", "nothing that is worth it is left" + (f" ({above})" if above else "")

@@ -435,6 +435,7 @@ def test_the_device_completes_with_the_outcome_and_records_the_regions(connected
     event = beamline.events[-1]["data"]
     assert event["roi_run_uid"] == beamline.starts[0]["uid"]
     assert (event["roi_count"], event["roi_verdict"], event["roi_result_uid"]) == (1, "pass", "r")
+    assert event["roi_proposal"] == "p1" == roi.proposals[0]["id"]
     assert list(event["roi_boxes"][0]) == [0.2, 0.4, 0.1, 0.3]
     assert event["roi_scores"][0] == 12.5 and len(event["roi_boxes"]) == 16
     assert beamline.fast.position == 0.3

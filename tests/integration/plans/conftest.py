@@ -19,14 +19,13 @@ from inscan.service.replay_service import OwnService
 
 # What tests need of the limits: room for many proposals of one survey.
 RULES = {
-    "follow_drift": False,
-    "margin": 0,
     "max_area": 1e6,
     "max_time": 1e6,
     "max_regions": 40,
     "max_rounds": 20,
-    "retries": 1,
+    "retries": 0,
     "step_factor": 0.5,
+    "dwell_factor": 10,
 }
 
 
@@ -85,6 +84,10 @@ class Microscope:
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         return request(self.state, op, timeout=20.0, **fields)
 
+    def still(self, name: str) -> dict[str, Any]:
+        """A proposal as it is now, of a sample that stays where it is."""
+        return {**self.proposal(name), "follow_drift": False}
+
     def proposal(self, name: str) -> dict[str, Any]:
         return self.ask("proposal", proposal=name)["proposal"]
 
@@ -92,9 +95,9 @@ class Microscope:
         """Id of a new approved proposal of so many regions of the survey, at places of its own."""
         places = []
         for _ in range(regions):
-            row, col = divmod(self._boxes, 20)
+            row, col = divmod(self._boxes, 12)
             self._boxes += 1
-            box = [2 * row, 2 * row + 2, 2 * col, 2 * col + 2]
+            box = [4 * row, 4 * row + 2, 6 * col + 1, 6 * col + 3]
             places.append({"box": box, "score": 9.0, "reason": "a test", "element_name": "Fe_K"})
         made = self.ask("propose_places", run_uid=survey, places=places, who="test", reason="")
         name = made["proposal"]["id"]
@@ -171,7 +174,7 @@ def grains(folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def quick() -> Iterator[None]:
     """Looks at a future that a plan waits for, more often than people need."""
     with pytest.MonkeyPatch.context() as patch:
@@ -180,35 +183,32 @@ def quick() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def build(
-    tmp_path_factory: pytest.TempPathFactory, until: Any
-) -> Iterator[Callable[..., Microscope]]:
-    made: list[Microscope] = []
-
-    def start(variables: dict[str, str] | None = None, **rules: Any) -> Microscope:
-        made.append(Microscope(tmp_path_factory.mktemp("microscope"), until, **rules))
-        made[-1].serve()
-        made[-1].connect(**(variables or {}))
-        return made[-1]
-
+@pytest.fixture(scope="package")
+def microscope(tmp_path_factory: pytest.TempPathFactory, until: Any) -> Iterator[Microscope]:
+    """One for all tests; its sample slips once, after the first run."""
     assert "INSCAN_SERVICE" not in os.environ
-    yield start
-    for one in made:
-        one.close()
+    made = Microscope(tmp_path_factory.mktemp("microscope"), until)
+    made.serve()
+    try:
+        made.connect(INSCAN_SIM_DRIFT="0.4 um")
+        yield made
+    finally:
+        made.close()
 
 
-@pytest.fixture(scope="module")
-def microscope(build: Callable[..., Microscope]) -> Microscope:
-    return build()
-
-
-@pytest.fixture(scope="module")
-def survey(microscope: Microscope) -> str:
-    """Uid of a survey that has its result, and of whose places none is wanted so far."""
-    (uid,) = microscope.engine(microscope.names["survey"](step=1.0))
+@pytest.fixture(scope="package")
+def first(microscope: Microscope) -> dict[str, Any]:
+    """Outcome of the first survey: after it the sample has slipped."""
+    (uid,) = microscope.engine(microscope.names["survey"](step=0.5, dwell=0.1))
     outcome = microscope.names["inscan"].future(uid).result(60)
     assert outcome["status"] == "done", outcome
-    for proposal in outcome["proposals"]:
-        microscope.ask("refuse", proposal=proposal["id"], who="test", reason="")
-    return uid
+    return outcome
+
+
+@pytest.fixture(scope="package")
+def survey(microscope: Microscope, first: dict[str, Any]) -> str:
+    """Uid of a survey of whose own places none is wanted any more."""
+    for proposal in first["proposals"]:
+        if microscope.proposal(proposal["id"])["state"] == "approved":
+            microscope.ask("refuse", proposal=proposal["id"], who="test", reason="")
+    return first["run"]
