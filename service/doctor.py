@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 from inscan.callbacks.profile import load_profile
 from inscan.callbacks.request import RequestRefusedError, request
+from inscan.service.queue_client import QueueUnavailable
+from inscan.service.queue_doctor import look
 from inscan.service.settings import Settings
 from inscan.service.tiled_http import PROCESSED, TiledHTTP
 
@@ -86,6 +88,7 @@ def examine(settings: Settings) -> list[Check]:
     if not running.ok:
         checks += list(_ports(settings))
     checks.append(_tiled(settings, running.ok))
+    checks += list(_queueserver(settings))
     return checks
 
 
@@ -213,6 +216,28 @@ def _profiles(settings: Settings) -> Iterator[Check]:
             True,
             f"{profile.technique}, {profile.method.name}, rescans: {mode}{more}",
         )
+
+
+def _queueserver(settings: Settings) -> Iterator[Check]:
+    """The queue server of the profiles whose rescans go through it; nothing without one."""
+    plans: dict[str, str] = {}
+    for name in settings.profiles:
+        try:
+            profile = load_profile(name)
+        except (OSError, ValueError):
+            continue  # its own check says so
+        if profile.rescan.through == "queue":
+            plans[profile.name] = profile.rescan.plan
+    if not plans:
+        return
+    given = settings.queueserver
+    try:
+        detail, wrong = look(given, sorted(set(plans.values())))
+    except QueueUnavailable as error:
+        remedy = f"start it (start-re-manager), or set `queueserver.control`, now {given.control}"
+        yield Check("queue server", False, str(error), f"{remedy}; docs/queueserver.md tells how")
+        return
+    yield Check("queue server", not wrong, detail, wrong)
 
 
 def _service(settings: Settings) -> Check:

@@ -106,3 +106,28 @@ def test_heartbeats_must_fit_several_times_into_a_lease(tmp_path):
 def test_every_setting_says_what_it_is():
     for name, field in Settings.model_fields.items():
         assert name == "tiled" or field.description, name
+
+
+def test_a_queue_server_is_looked_for_on_this_machine():
+    given = load_settings().queueserver
+    assert (given.control, given.info) == ("tcp://127.0.0.1:60615", "tcp://127.0.0.1:60625")
+    assert given.beyond_loopback == () and not given.start
+    away = load_settings(queueserver={"control": "tcp://rm.example.org:60615", "info": None})
+    assert away.queueserver.beyond_loopback == ("tcp://rm.example.org:60615",)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{control: '127.0.0.1:60615'}", "no address"),
+        ("{control: 'tcp://*:60615'}", "cannot be connected to"),
+        ("{info: 'tcp://127.0.0.1:0'}", "cannot be connected to"),
+        ("{public_key: secret}", "40 printable characters, this has 6"),
+        ("{user_group: ''}", "user_group"),
+        ("{autostart: true}", "autostart"),
+    ],
+)
+def test_settings_of_a_queue_server_that_cannot_be_used_are_named(tmp_path, text, words):
+    with pytest.raises(SettingsError, match=words) as caught:
+        load_settings(written(tmp_path, f"queueserver: {text}\n"))
+    assert "queueserver" in str(caught.value)

@@ -15,9 +15,12 @@ from bluesky_queueserver_api import BPlan
 
 from inscan.callbacks.profile import shipped_profiles
 from inscan.callbacks.request import request
-from inscan.service.queue_client import QueueClient, QueueUnavailable
+from inscan.service import doctor
+from inscan.service.queue_client import QueueClient
+from inscan.service.queue_doctor import look
 from inscan.service.queue_items import marks_of
 from inscan.service.queue_rescans import OPEN
+from inscan.service.settings import load_settings
 
 # The official client leaves its ZeroMQ contexts to the garbage collector.
 pytestmark = [
@@ -28,6 +31,13 @@ pytestmark = [
 
 def uids(server) -> list[str]:
     return [item["item_uid"] for item in server.items()]
+
+
+def write_profile(path: Path) -> None:
+    """The simulated beamline, with two regions at most, which go through the queue."""
+    content = yaml.safe_load(shipped_profiles()["sim_xrf"].read_text())
+    content["rescan"] |= {"through": "queue", "max_regions": 2, "follow_drift": False}
+    path.write_text(yaml.safe_dump(content))
 
 
 def test_a_closed_environment_is_waited_for(server, proposals):
@@ -41,6 +51,8 @@ def test_a_closed_environment_is_waited_for(server, proposals):
     proposals.says(name, "environment is closed; open it")
     assert queue.status()["environment"] == "closed" and queue.status()["approved"] == 1
     assert server.items() == [] and proposals[name]["state"] == "approved"
+    told, remedy = look(server.settings, ["rescan_for_test"])
+    assert "idle, environment closed, 0 items" in told and "qserver environment open" in remedy
     server.open_environment()
     found = proposals.becomes(name, "queued", "item ")
     (item,) = server.items()
@@ -159,6 +171,9 @@ def test_a_plan_that_is_not_allowed_is_named(opened, proposals):
     proposals.start(user_group="strangers")
     proposals.says(other, "strangers")
     assert proposals[name]["state"] == "approved" and opened.items() == []
+    assert look(opened.settings, ["rescan_for_test"])[1] == ""
+    told, remedy = look(opened.settings, ["rescan_for_test", "forbidden_rescan"])
+    assert "not allowed to group primary: forbidden_rescan" in told and "rescan.plan" in remedy
 
 
 @pytest.mark.parametrize("what", ["queue", "environment"])
@@ -223,21 +238,19 @@ def test_a_manager_and_a_redis_that_die_lose_nothing(opened, proposals):
     assert [item["kwargs"]["proposal"] for item in opened.items()] == [second, first]
 
 
-def test_a_manager_that_wants_a_key_is_not_taken_for_one_that_is_away(server):
-    client = QueueClient(server.settings.model_copy(update={"public_key": None}))
-    try:
-        with pytest.raises(QueueUnavailable, match=r"wants a key \(queueserver.public_key\)"):
-            client.manager()
-    finally:
-        client.close()
+def test_a_manager_that_wants_a_key_is_not_taken_for_one_that_is_away(server, tmp_path):
+    write_profile(tmp_path / "profile.yaml")
+    keyless = server.settings.model_dump() | {"public_key": None}
+    settings = load_settings(profiles=[str(tmp_path / "profile.yaml")], queueserver=keyless)
+    (check,) = doctor._queueserver(settings)
+    assert not check.ok and "wants a key (queueserver.public_key)" in check.detail
+    assert server.settings.control in check.remedy
 
 
 @pytest.fixture
 def service(opened, tmp_path) -> Iterator[Path]:
     """`inscan serve` with a worker, whose approved rescans go through the queue; its state directory."""
-    content = yaml.safe_load(shipped_profiles()["sim_xrf"].read_text())
-    content["rescan"] |= {"through": "queue", "max_regions": 2, "follow_drift": False}
-    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(content))
+    write_profile(tmp_path / "profile.yaml")
     anywhere = "tcp://127.0.0.1:0"
     given = {
         "state_dir": str(opened.state),
