@@ -98,7 +98,9 @@ def propose_energies(
         retries=rules.retries,
     )
     cost = _Cost(rules, wanted, profile.txm.frames, start, job.meta if survey is None else survey)
-    added = len(job.meta.get("energies_ev") or ()) - cost.survey_energies
+    # The job of a composite tells of the survey; only its result has the energies of all runs.
+    held = result.report.get("energies_ev") or job.meta.get("energies_ev") or ()
+    added = max(0, len(held) - cost.survey_energies)
     refusal = (
         _verdict(result)
         or _none(named, wanted)

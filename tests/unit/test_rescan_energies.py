@@ -47,10 +47,10 @@ def job(energies: list[float] = SURVEY, **meta: Any) -> InferenceJob:
     )
 
 
-def result(energies: list[float] = NAMED, regions: Any = (), **report: Any) -> InferenceResult:
+def result(named_ev: list[float] = NAMED, regions: Any = (), **report: Any) -> InferenceResult:
     named = {
-        "energies_ev": energies,
-        "predicted": {"edge_sigma_ev": [0.5, 0.08], "reached": not energies},
+        "energies_ev": named_ev,
+        "predicted": {"edge_sigma_ev": [0.5, 0.08], "reached": not named_ev},
         "text": "the error is 0.5 eV",
     }
     return InferenceResult(
@@ -152,10 +152,11 @@ def test_what_the_stack_holds_already_counts() -> None:
     """A composite's energies were paid for, whatever is noted of them."""
     survey = {"energies_ev": SURVEY, "dwell": 0.05}
     known = Known(round=2, survey_uid="survey", survey=survey)
-    together = job(SURVEY + [8341.0 + k for k in range(9)], purpose="composite")
+    held = SURVEY + [8341.0 + k for k in range(9)]
 
     def proposed(**rules: Any) -> Any:
-        return propose(together, result(), profile(**rules), START, None, known)
+        found = result(energies_ev=held)
+        return propose(job(purpose="composite"), found, profile(**rules), START, None, known)
 
     assert proposed().survey_uid == "survey" and proposed().round == 2
     assert len(proposed(energies={"most": 12}).energies_ev) == 3
