@@ -18,10 +18,11 @@ from inscan.models.region_boxes import PixelRegion, boxed_parts, merged
 __all__ = ["PrecisionRegion", "precision_regions", "present_lines"]
 
 _WINDOWS = (3, 7)  # pixels: presence shows in what neighbours counted together
-_FLOOR = 0.1  # of what the strong places of a line have; below it the line counts as absent
-_STRONG = 98.0  # percentile
+_STRONG, _EMPTY = 98.0, 10.0  # percentiles of a map: what strong and what empty places have
+_FLOOR = 0.1  # of what the strong have: more of a line than that is no floor, however even
+_ABOVE = 1.5  # times what the empty have
 _CHANCE = 0.01  # probability that a map of the floor alone has any pixel called present
-_OWN_SIGMAS = 2.0  # without counts: a value must be so far above its own sigma
+_OWN_SIGMAS = (1.0, 2.0)  # a value must be so far above 0, with counts to say so and without
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,12 @@ def present_lines(
     Returns
     -------
     ndarray of bool, shape (element, row, col)
-        True where the value is above a tenth of what the line's strong places have, and the
-        counts of the pixel and its neighbours exceed that tenth by more than Poisson noise does
-        anywhere in the map with a probability of 1 %. Without counts: where the value is above
-        the tenth and above twice its own sigma.
+        True where the value is above its own sigma, and the counts of the pixel and its
+        neighbours exceed the line's floor by more than Poisson noise does anywhere in the map with
+        a probability of 1 %. The floor is what the emptiest tenth of the map holds and half of
+        that again (scatter that nobody took off), but at most a tenth of what strong places have:
+        a line that is everywhere is present. Without counts: where the value is above such a floor
+        of values and above twice its own sigma.
 
     Raises
     ------
@@ -85,13 +88,10 @@ def present_lines(
         On wrong shapes.
     """
     value, spread, mask = _checked(values, sigma, measured)
-    strong = np.array(
-        [np.percentile(v[m], _STRONG) if m.any() else 0.0 for v, m in _each(value, mask)]
-    )
-    least = _FLOOR * np.maximum(strong, 0.0)[:, None, None]
-    above = mask & (value > np.maximum(least, 0.0))
     if counts is None:
-        return np.asarray(above & (value > _OWN_SIGMAS * spread))
+        floor = np.maximum(_floor(value, mask), 0.0)
+        return np.asarray(mask & (value > floor) & (value > _OWN_SIGMAS[1] * spread))
+    above = mask & (value > 0) & (value > _OWN_SIGMAS[0] * spread)
     number = _shaped(counts, value.shape, "counts")
     number = np.where(mask & (number > 0), number, 0.0)
     light = np.ones(value.shape)
@@ -105,16 +105,30 @@ def present_lines(
     if background is not None:
         known = np.where(mask, _shaped(background, value.shape, "background"), 0.0)
         known = np.where(known > 0, known, 0.0)
+    sums = {side: [_windowed(x, side) for x in (number, light, known)] for side in _WINDOWS}
+    seen, lit, under = sums[max(_WINDOWS)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = np.where(lit > 0, (seen - under) / lit, 0.0)
+    usual = np.array([np.median(x[m]) if m.any() else 1.0 for x, m in _each(lit, mask)])
+    # One count more than seen: where next to nothing was seen, nothing is known of the floor.
+    floor = np.maximum(_floor(rate, mask, 1 / np.maximum(usual, 1e-12)), 0.0)
     found = np.zeros(value.shape, dtype=bool)
     chance = _CHANCE / (len(_WINDOWS) * max(1, int(mask.any(axis=0).sum())))
-    for side in _WINDOWS:
-        seen, lit, under = (_windowed(x, side) for x in (number, light, known))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rate = np.where(lit > 0, (seen - under) / lit, 0.0)
-        bright = [np.percentile(r[m], _STRONG) if m.any() else 0.0 for r, m in _each(rate, mask)]
-        floor = under + _FLOOR * np.maximum(bright, 0.0)[:, None, None] * lit
-        found |= seen >= _least_counts(floor, chance)
-    return np.asarray(found & above)
+    for seen, lit, under in sums.values():
+        found |= seen >= _least_counts(under + floor * lit, chance)
+    # A wide window next to something bright is full, the pixel in its middle need not be.
+    seen, lit, under = sums[min(_WINDOWS)]
+    return np.asarray(found & above & (seen > under + floor * lit))
+
+
+def _floor(
+    maps: NDArray[np.float64], mask: NDArray[np.bool_], more: NDArray[np.float64] | float = 0.0
+) -> NDArray[np.float64]:
+    """What a line has where it is absent, shape (element, 1, 1)."""
+    shares = [_EMPTY, _STRONG]
+    at = [np.percentile(x[m], shares) if m.any() else np.zeros(2) for x, m in _each(maps, mask)]
+    empty, strong = np.array(at).T
+    return np.minimum(_ABOVE * empty + more, _FLOOR * strong)[:, None, None]
 
 
 def precision_regions(

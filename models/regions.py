@@ -145,19 +145,28 @@ def find_regions(
         for e, r, c in np.argwhere(peaks):
             which = searched[e]
             strength, row, col = float(z[e, r, c]), int(r), int(c)
-            # A wide template also answers to narrow spots: the narrow ones say where they are.
-            if any(_explains(finer, which, row, col, scale, strength) for finer in found):
-                continue
-            half = int(np.ceil(2 * scale))
-            box = padded(
-                (row - half, row + half + 1, col - half, col + half + 1), pad_px, (rows, cols)
-            )
             reason = (
                 f"{labels[e]}: {here.on[e, r, c]:.3g} counts within {2 * scale:.2g} pixels of row "
                 f"{row}, column {col} where "
                 + ("the other elements and " if element == "unlike" else "")
                 + f"the surroundings predict {here.expected[e, r, c]:.3g} "
                 f"({strength:.1f} sigma; {threshold:.1f} needed)"
+            )
+            # A wide template also answers to narrow spots: the narrow ones say where they are.
+            finer = [
+                k for k, one in enumerate(found) if _explains(one, which, row, col, scale, strength)
+            ]
+            if finer:
+                # How far it stands out is the wide one's to say, where that is more.
+                best = max(finer, key=lambda k: found[k].score)
+                if strength > found[best].significance:
+                    found[best] = replace(
+                        found[best], score=strength**2 / 2, significance=strength, reason=reason
+                    )
+                continue
+            half = int(np.ceil(2 * scale))
+            box = padded(
+                (row - half, row + half + 1, col - half, col + half + 1), pad_px, (rows, cols)
             )
             found.append(
                 PixelRegion(box, strength**2 / 2, strength, (row, col), which, scale, reason)
