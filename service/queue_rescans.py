@@ -278,6 +278,9 @@ class QueueRescans:
         items = list(waiting)
         for proposal in reversed(proposals):
             plan = self._plans[proposal["profile"]]
+            if proposal.get("kind", "map") != "map":
+                self._note(proposal, "energies are added by the plan that waits for them, not here")
+                continue
             try:
                 if obstacle := self._obstacle(client, manager, plan):
                     self._note(proposal, obstacle)

@@ -84,7 +84,8 @@ class QueueServerSettings(_Strict):
     """Where its manager answers requests (start-re-manager --zmq-control-addr)."""
     info: str | None = "tcp://127.0.0.1:60625"
     """Where it publishes its state (--zmq-info-addr, with --zmq-publish-console=ON): changes are then noticed at once.
-    `null`, or when it publishes nothing: it is asked every second."""
+    `null`, or when it publishes nothing: it is asked again and
+    again."""
     public_key: str | None = None
     """Public CURVE key of the manager, 40 characters, as `qserver-zmq-keys` prints it; for `control` only, what `info`
     brings is in the clear. Default: the environment's `QSERVER_ZMQ_PUBLIC_KEY`, else no encryption."""

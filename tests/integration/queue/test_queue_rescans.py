@@ -215,6 +215,8 @@ def test_what_may_not_be_measured_any_more_is_not_added(opened, proposals):
     name = proposals.approve("too-far", units=["mm", "um"])
     proposals.start()
     proposals.says(name, "soft_limits: ")
+    energies = proposals.approve("energies", kind="energies")
+    proposals.says(energies, "added by the plan that waits for them")
     assert proposals[name]["state"] == "approved" and opened.items() == []
 
 
