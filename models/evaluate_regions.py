@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inscan.models.region_cases import FAMILIES, FIRST_SEED, Survey, survey
+from inscan.models.region_cases import CONTRAST, FAMILIES, FIRST_SEED, Survey, survey
 from inscan.models.region_curves import Curve, covered, follow, missed
 from inscan.models.region_rankings import Box, proposals, rankings, with_margin
 from inscan.models.scores import Figure, ScoreRow, figure, score_table, summarise
@@ -121,13 +121,14 @@ def evaluate_regions(
     return done
 
 
-def case_name(family: str, peak: float, weakest: float = 1.0) -> str:
-    """Name of a case: a family, or `EVERY`, and the counts of the inclusions."""
-    return (
-        f"{family}, {peak:g} counts"
-        if weakest == 1
-        else f"{family}, {weakest * peak:g} to {peak:g} counts"
-    )
+def case_name(
+    family: str, peak: float, weakest: float = 1.0, contrast: tuple[float, float] = CONTRAST
+) -> str:
+    """Name of a case: a family, or `EVERY`, the counts of inclusions, and what they lie on if it is not as usual."""
+    counts = f"{peak:g}" if weakest == 1 else f"{weakest * peak:g} to {peak:g}"
+    low, high = (round(100 * share) for share in contrast)
+    beneath = "" if contrast == CONTRAST else f" on structure of {low} to {high} %"
+    return f"{family}, {counts} counts{beneath}"
 
 
 def curve_rows(

@@ -18,6 +18,7 @@ from skimage.data import immunohistochemistry
 from inscan.profiles.samples import XRFSample, battery_particles, cells, siemens_star
 
 __all__ = [
+    "CONTRAST",
     "FAMILIES",
     "FIELD_UM",
     "FIRST_SEED",
@@ -44,10 +45,8 @@ _DECOYS = 6
 _APART = 2.5  # um between spots
 _MARGIN = 1.25  # um to the edge of the field
 _WIDTHS = (0.4, 0.9)  # um, full width at half maximum
-_WEAKEST = (
-    0.5  # inclusion over the strongest that may be drawn, both in their brightest survey pixel
-)
-_CONTRAST = (0.05, 0.25)  # structure of a trace element over its strongest inclusion
+CONTRAST = (0.05, 0.25)
+"""Structure of a trace element over its inclusions, each in its brightest survey pixel, between these two."""
 _ON_STRUCTURE = 0.7  # of the inclusions lie where there is something
 _PER_FWHM = 1 / (2 * np.sqrt(2 * np.log(2)))
 
@@ -134,6 +133,7 @@ def survey(
     inclusions: int = _SPOTS,
     decoys: int = _DECOYS,
     weakest: float = 1.0,
+    contrast: tuple[float, float] = CONTRAST,
     wider: float = 1.0,
 ) -> Survey:
     """Draw a sample with inclusions and decoys, and measure it coarsely.
@@ -149,6 +149,8 @@ def survey(
         How many are placed.
     weakest : float
         Inclusions have between this share of `peak` and all of it, evenly.
+    contrast : (float, float)
+        Structure of each trace element over its inclusions, between these two.
     wider : float
         Times the usual width of inclusions and decoys.
 
@@ -168,8 +170,7 @@ def survey(
     places = _places(rng, np.asarray(structure), inclusions + decoys)
     maps = np.stack([m / binned(m).max() for m in (*bright.values(), *traces.values())])
     base = maps.copy()
-    contrast = rng.uniform(*_CONTRAST, size=len(traces))
-    base[first:] *= contrast[:, None, None]
+    base[first:] *= rng.uniform(*contrast, size=len(traces))[:, None, None]
     maps = base.copy()
     drawn: list[tuple[int, NDArray[np.float64], float]] = []
     own = np.zeros_like(binned(maps))

@@ -59,12 +59,13 @@ def evaluate(seeds: int, networks: Path, progress: Callable[[str], None]) -> Eva
     source: dict[str, Any] = {}
     if networks.is_file():
         stored = json.loads(networks.read_text(encoding="utf-8"))
-        cases = {row.case for row in rows}
+        rows += rows_from_json(stored["rows"])
         order = list(dict.fromkeys(row.case for row in rows))
-        extra = [row for row in rows_from_json(stored["rows"]) if row.case in cases]
-        rows = sorted([*rows, *extra], key=lambda row: order.index(row.case))
+        rows.sort(key=lambda row: order.index(row.case))
         for case, of in stored["curves"].items():
-            curves.setdefault(case, {}).update(of)
+            known = curves.setdefault(case, {})
+            # Where there are many maps, peers on a few of them are for the table.
+            known |= {m: c for m, c in of.items() if m.removesuffix(", on these") not in known}
         source = {key: stored[key] for key in ("command", "seeds", "machine")}
     else:
         progress(f"no stored figures in {networks}: the rows of networks are left out")
