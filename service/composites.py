@@ -127,8 +127,8 @@ class Composites:
         return [run_uid, *self._name(run_uid, run["start"])]
 
     def keeps(self, run_uid: str) -> bool:
-        """Whether the arrays of a finished run are still needed: it is a survey whose places may be measured, or a fine
-        run of one, or their composite is not made yet."""
+        """Whether the arrays of a finished run are still needed: it is a survey whose places may be measured (until its
+        proposals expire: people choose places late), or a fine run of one, or their composite is not made yet."""
         run = self._journal.run(run_uid)
         start = {} if run is None else run["start"]
         if start.get("purpose") == COMPOSITE:
@@ -145,12 +145,10 @@ class Composites:
         return known is not None and composite_uid(survey_uid, known) not in self._settled
 
     def _alive(self, proposal: Mapping[str, Any]) -> bool:
+        """Whether fine runs of the proposal's survey may come: by it, or by another that follows it in its time."""
         if (self._settings.rescan or proposal["mode"]) in ("off", "suggest"):
             return False
-        if proposal["state"] in _ALIVE:
-            return True
-        again = proposal["state"] == "failed" and proposal["left"]
-        return bool(again) and self._now() < float(proposal.get("expires") or 0.0)
+        return proposal["state"] in _ALIVE or self._now() < float(proposal.get("expires") or 0.0)
 
     def _attend(self, uid: str, survey_uid: str, fine: Sequence[str]) -> None:
         run = self._journal.run(uid)

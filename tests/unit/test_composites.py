@@ -313,26 +313,30 @@ def test_one_that_cannot_be_made_has_an_outcome_that_says_why(one: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "mode", "kept"),
+    ("state", "mode", "kept", "later"),
     [
-        ("suggested", "approve", True),
-        ("approved", "auto", True),
-        ("queued", "approve", True),
-        ("running", "auto", True),
-        ("suggested", "suggest", False),
-        ("refused", "auto", False),
-        ("expired", "auto", False),
-        ("done", "auto", False),
+        ("suggested", "approve", True, True),
+        ("approved", "auto", True, True),
+        ("queued", "approve", True, True),
+        ("running", "auto", True, True),
+        ("refused", "auto", True, False),
+        ("done", "auto", True, False),
+        ("expired", "approve", True, False),
+        ("suggested", "suggest", False, False),
     ],
 )
 def test_arrays_of_a_survey_are_kept_while_its_places_may_be_measured(
-    rig: Callable[..., Rig], state: str, mode: str, kept: bool
+    rig: Callable[..., Rig], state: str, mode: str, kept: bool, later: bool
 ) -> None:
     made = rig()
     made.measured("survey")
     made.commit("survey")
     made.proposal(state, mode)
-    assert made.swept() == ([] if kept else ["survey"])
+    assert made.composites.keeps("survey") == kept
+    # Until its proposals expire somebody may choose other places of it.
+    made.now += 101
+    assert made.composites.keeps("survey") == later
+    assert made.swept() == ([] if later else ["survey"])
 
 
 def test_nothing_is_kept_when_rescans_are_off(rig: Callable[..., Rig]) -> None:
@@ -347,6 +351,7 @@ def test_fine_runs_are_kept_until_their_composite_is_made(one: Rig) -> None:
     one.told("fine-1")
     one.journal.set_proposal("p", "done", "plan")
     one.commit("fine-1")
+    one.now += 101
     assert one.swept() == []
     one.composites.look()
     uid = composite_uid("survey", ["fine-1"])

@@ -1,0 +1,126 @@
+"""Survey and fine maps in one estimate: through plan, service and Tiled, and over the death of the service."""
+
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from inscan.callbacks.composite_uid import composite_uid
+from inscan.callbacks.plans import measure_proposal
+from inscan.service.export import export_run
+from inscan.service.messages import derived_uid
+from inscan.service.results import Results
+from inscan.service.show import show, tiled_of
+from inscan.service.tiled_http import TiledHTTP
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def measured(microscope: Any, first: dict[str, Any]) -> tuple[Any, str, dict[str, Any]]:
+    """The first survey's regions, measured: microscope, uid of the survey, outcome of the composite."""
+    (proposal,) = first["proposals"]
+    if not microscope.proposal(proposal["id"])["fine_uids"]:
+        fine = microscope.names["fine"]
+        plan = measure_proposal(
+            microscope.names["inscan"], proposal, fine, composite=True, timeout=60.0
+        )
+        microscope.run(plan)
+    runs = microscope.proposal(proposal["id"])["fine_uids"]
+    uid = composite_uid(first["run"], runs)
+    return microscope, first["run"], microscope.names["inscan"].future(uid).result(60)
+
+
+def composites(microscope: Any) -> list[Any]:
+    """Start documents of all composites in Tiled."""
+    access = tiled_of(microscope.state)
+    with TiledHTTP(access.uri, access.api_key) as tiled:
+        uids = {
+            derived_uid(job["key"])
+            for job in microscope.ask("jobs")["jobs"]
+            if job["recipe"] == "composite"
+        }
+        found = [tiled.get(f"processed/{uid}") for uid in sorted(uids)]
+    return [one["metadata"]["start"] for one in found if one is not None]
+
+
+def test_the_outcome_says_how_the_fine_maps_lie(measured: Any, first: dict[str, Any]) -> None:
+    microscope, survey, outcome = measured
+    runs = microscope.proposal(first["proposals"][0]["id"])["fine_uids"]
+    assert outcome["status"] == "done" and outcome["run"] == composite_uid(survey, runs)
+    layers = outcome["composite"]["layers"]
+    assert [layer["uid"] for layer in layers] == runs and len(runs) == 2
+    assert all(layer["found"] and layer["agrees"] for layer in layers), layers
+    assert 0 < outcome["composite"]["sigma"]["Fe_K"]["median"] < 1
+    # What was predicted of each region is kept beside what it gave.
+    microscope.until(lambda: len(microscope.proposal(first["proposals"][0]["id"])["measured"]) == 2)
+
+
+def test_the_composite_is_in_tiled_with_all_that_is_in_it(measured: Any) -> None:
+    microscope, survey, outcome = measured
+    runs = [layer["uid"] for layer in outcome["composite"]["layers"]]
+    uid = derived_uid(microscope.ask("jobs", run_uid=outcome["run"])["jobs"][0]["key"])
+    assert uid == outcome["result_uid"]
+    access = tiled_of(microscope.state)
+    with Results(access.uri, access.api_key) as results:
+        run = results.latest(uid)
+        assert "InscanComposite" in [spec.name for spec in run.specs]
+        start, stream = run.metadata["start"], run["primary"]
+        read = {
+            name: np.asarray(stream[name].read())
+            for name in ("values", "sigma", "source", "y", "x")
+        }
+        motor = stream.metadata["data_keys"]["x"]["motor"]
+    assert start["raw_uid"] == survey and start["raw_uids"] == [survey, *runs]
+    assert set(start["provenance"]["input_digests"]) == {survey, *runs}
+    assert start["scan_id"] == 1 and start["raw_stream"] == "composite"
+    values, source = read["values"], read["source"]
+    assert values.shape[1:] == source.shape == (40, 160)  # 10 x 40 um at half the survey's step
+    assert (read["y"].size, read["x"].size) == source.shape and motor == "sample_x"
+    assert np.diff(read["x"]) == pytest.approx(0.25)
+    grains = source >= 2
+    assert 0.02 < grains.mean() < 0.5 and (source > 0).all()
+    relative = (read["sigma"] / values)[list(start["elements"]).index("Ca_K")]
+    assert np.median(relative[grains]) < np.median(relative[~grains])
+
+
+def test_it_is_shown_and_exported(measured: Any, tmp_path: Any) -> None:
+    microscope, survey, outcome = measured
+    access = tiled_of(microscope.state)
+    plain = show(access, survey, tmp_path)
+    assert plain["stream"] == "primary" and plain["other_streams"] == ["composite"]
+    shown = show(access, survey, tmp_path, "composite")
+    assert shown["result_uid"] == outcome["result_uid"]
+    assert "2 of 2 fine maps are in the composite" in shown["composite"]
+    assert show(access, outcome["run"], tmp_path)["result_uid"] == shown["result_uid"]
+    answer = export_run(
+        access, survey, ["nexus"], lambda start: tmp_path, lambda *_: None, stream="composite"
+    )
+    with h5py.File(answer["files"][0]) as file:
+        names: list[str] = []
+        file.visit(names.append)
+    assert any(name.endswith("/source") for name in names)
+
+
+def test_a_service_that_is_killed_in_between_makes_one_all_the_same(
+    microscope: Any, measured: Any, survey: str
+) -> None:
+    before = [layer["uid"] for layer in measured[2]["composite"]["layers"]]
+    name = microscope.approved(survey, 1)
+    connection = microscope.names["inscan"]
+    plan = measure_proposal(connection, microscope.still(name), microscope.names["fine"])
+    again = microscope.run(plan)
+    assert again.state == "done", again.notes
+    microscope.kill()
+    uid = composite_uid(survey, [*before, *again.runs])
+    future = connection.future(uid)
+    microscope.serve()
+    outcome = future.result(120)
+    assert outcome["status"] == "done", outcome["reason"]
+    assert {layer["uid"] for layer in outcome["composite"]["layers"]} == {*before, *again.runs}
+    # A plan that knows of the last run alone hears the same.
+    alone = connection.future(composite_uid(survey, again.runs)).result(30)
+    assert alone["result_uid"] == outcome["result_uid"]
+    found = [one["uid"] for one in composites(microscope) if one["composite_uid"] == uid]
+    assert found == [outcome["result_uid"]]
