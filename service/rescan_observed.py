@@ -53,7 +53,7 @@ def note_observed(
             values, sigma = coarse.values[k][inside], coarse.sigma[k][inside]
             there = values > _PRESENT * sigma
             if name in found and there.any():
-                found[name]["relative_sigma"] = float(np.median((sigma / values)[there]))
+                found[name]["relative_sigma"] = float(np.median(sigma[there] / values[there]))
         report["observed"] = found
 
 
