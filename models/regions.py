@@ -126,54 +126,58 @@ def find_regions(
             threshold,
             significance_threshold(pixels, scales, len(searched), chance, rows + cols),
         )
-    part = maps[searched]
-    part_light = light if len(light) == 1 else light[searched]
-    part_floor = None
-    if floor is not None:
-        part_floor = Floor(floor.mean[searched], floor.variance[searched])
-    labels = [
-        " + ".join(names[k] if names is not None else f"element {k}" for k in groups[which])
-        for which in searched
-    ]
     found: list[PixelRegion] = []
-    sums = Integrals(part, part_light)
-    for scale in sorted(scales):
-        here = excess(part, part_light, sums, part_floor, scale)
-        z = here.significance
-        width = 2 * int(np.ceil(2 * scale)) + 1
-        peaks = (z >= threshold) & (z == maximum_filter(z, size=(1, width, width)))
-        for e, r, c in np.argwhere(peaks):
-            which = searched[e]
-            strength, row, col = float(z[e, r, c]), int(r), int(c)
-            reason = (
-                f"{labels[e]}: {here.on[e, r, c]:.3g} counts within {2 * scale:.2g} pixels of row "
-                f"{row}, column {col} where "
-                + ("the other elements and " if element == "unlike" else "")
-                + f"the surroundings predict {here.expected[e, r, c]:.3g} "
-                f"({strength:.1f} sigma; {threshold:.1f} needed)"
-            )
-            # A wide template also answers to narrow spots: the narrow ones say where they are.
-            finer = [
-                k for k, one in enumerate(found) if _explains(one, which, row, col, scale, strength)
-            ]
-            if finer:
-                # How far it stands out is the wide one's to say, where that is more.
-                best = max(finer, key=lambda k: found[k].score)
-                if strength > found[best].significance:
-                    found[best] = replace(
-                        found[best], score=strength**2 / 2, significance=strength, reason=reason
-                    )
-                continue
-            half = int(np.ceil(2 * scale))
-            box = padded(
-                (row - half, row + half + 1, col - half, col + half + 1), pad_px, (rows, cols)
-            )
-            found.append(
-                PixelRegion(box, strength**2 / 2, strength, (row, col), which, scale, reason)
-            )
+    for which in searched:
+        own = slice(which, which + 1)
+        found += _found_in(
+            maps[own],
+            light if len(light) == 1 else light[own],
+            None if floor is None else Floor(floor.mean[own], floor.variance[own]),
+            scales,
+            threshold,
+            which,
+            pad_px,
+            " + ".join(names[k] if names is not None else f"element {k}" for k in groups[which]),
+            "the other elements and the surroundings"
+            if element == "unlike"
+            else "the surroundings",
+        )
     return [
         _of_element(region, maps, groups) for region in merged(found, (rows, cols))[:max_regions]
     ]
+
+
+def _found_in(
+    one: NDArray[np.float32],
+    light: NDArray[np.float32],
+    floor: Floor | None,
+    scales: Sequence[float],
+    threshold: float,
+    which: int,
+    pad_px: int,
+    label: str,
+    by: str,
+) -> list[PixelRegion]:
+    """Every place that stands out of one map, shape (1, row, col), once; boxes may overlap."""
+    field = (one.shape[1], one.shape[2])
+    sums = Integrals(one, light)
+    found: list[PixelRegion] = []
+    for scale in sorted(scales):
+        here = excess(one, light, sums, floor, scale)
+        z = here.significance[0]
+        half = int(np.ceil(2 * scale))
+        peaks = (z >= threshold) & (z == maximum_filter(z, size=2 * half + 1))
+        for row, col in np.argwhere(peaks).tolist():
+            strength = float(z[row, col])
+            reason = (
+                f"{label}: {here.on[0, row, col]:.3g} counts within {2 * scale:.2g} pixels of row "
+                f"{row}, column {col} where {by} predict {here.expected[0, row, col]:.3g} "
+                f"({strength:.1f} sigma; {threshold:.1f} needed)"
+            )
+            box = padded((row - half, row + half + 1, col - half, col + half + 1), pad_px, field)
+            region = PixelRegion(box, strength**2 / 2, strength, (row, col), which, scale, reason)
+            _note(found, region)
+    return found
 
 
 def doubtful_regions(
@@ -335,11 +339,27 @@ def _of_element(
     return replace(region, element=group[int(above.argmax())])
 
 
-def _explains(
-    finer: PixelRegion, element: int, row: int, col: int, scale: float, strength: float
-) -> bool:
-    if finer.element != element or finer.scale >= scale:
+def _note(found: list[PixelRegion], region: PixelRegion) -> None:
+    """Add what a template answers to, unless narrower ones say better where that is.
+
+    A wide template also answers to narrow spots. How far they stand out is its to say, where that
+    is more; but a speck of noise on something wide does not stand for it.
+    """
+    finer = [k for k, one in enumerate(found) if _explains(one, region)]
+    if not finer:
+        found.append(region)
+        return
+    best = max(finer, key=lambda k: found[k].score)
+    if region.score > found[best].score:
+        found[best] = replace(
+            found[best],
+            score=region.score,
+            significance=region.significance,
+            reason=region.reason,
+        )
+
+
+def _explains(finer: PixelRegion, wider: PixelRegion) -> bool:
+    if finer.scale >= wider.scale or wider.significance > _STRONGER * finer.significance:
         return False
-    if strength > _STRONGER * finer.significance:
-        return False  # a speck of noise on something wide
-    return bool(np.hypot(finer.peak[0] - row, finer.peak[1] - col) <= 2.5 * scale)
+    return bool(np.hypot(*np.subtract(finer.peak, wider.peak)) <= 2.5 * wider.scale)
