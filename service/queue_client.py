@@ -13,6 +13,8 @@ __all__ = ["QueueClient", "QueueRefused", "QueueUnavailable"]
 
 MOST_ITEMS = 10_000
 """Of a longer queue or history only so many are looked at: the first of the queue, the last of the history."""
+_TAKES = ("idle", "executing_queue")
+"""States of the manager in which items are added."""
 _ANSWER_S, _SEND_S = 2.0, 0.5
 _LISTEN_S = 0.2
 """How long the client's own threads may go on when it is closed."""
@@ -126,6 +128,21 @@ class QueueClient:
             names = frozenset(map(str, plans)) if isinstance(plans, Mapping) else frozenset()
             self._allowed = (manager.plans, names)
         return plan in self._allowed[1]
+
+    def obstacle(self, manager: Manager, plan: str) -> str:
+        """Why a plan may not be added now; empty when it may."""
+        if manager.lock:
+            return f"the queue server is locked: {manager.lock}"
+        if not manager.environment:
+            return "the queue server's environment is closed; open it: qserver environment open"
+        if manager.state not in _TAKES:
+            return f"the queue server is {manager.state}; items are added when it is {' or '.join(_TAKES)}"
+        if not self.allows(manager, plan):
+            return (
+                f"plan {plan!r} (rescan.plan) is not allowed to user group {self._settings.user_group!r}, or not "
+                "there; see user_group_permissions.yaml of the queue server"
+            )
+        return ""
 
     def queue(self) -> tuple[list[Item], Item | None]:
         """The items that wait, first to be run first, and the one that is running."""

@@ -18,8 +18,6 @@ from inscan.service.rescan_states import NotAllowed, Rescans
 from inscan.service.settings import QueueServerSettings
 
 OPEN = ("approved", "queued", "running")
-_TAKES = ("idle", "executing_queue")
-"""States of the manager in which items are added."""
 _BEAT_S, _LOOK_S = 0.1, 10.0
 _log = logging.getLogger(__name__)
 
@@ -69,6 +67,7 @@ class QueueRescans:
         # Items that were added by this process to an idle queue of nothing else, and not yet started.
         self._startable: set[str] = set()
         self._foreign: set[str] = set()
+        self._stuck: set[str] = set()
         self._history = ""
         self._ended: dict[tuple[str, int], Ended] = {}
         self._ended_at: dict[tuple[str, int], float] = {}
@@ -179,7 +178,7 @@ class QueueRescans:
                 to_add.append(proposal)
             else:
                 self._follow(proposal, waiting, running, manager)
-        waiting = self._take_out(client, mine, waiting)
+        waiting = self._take_out(client, manager.lock, mine, waiting)
         waiting = self._add(client, manager, to_add, waiting, running)
         self._start(client, mine)
         self._held = any(item.proposal in mine or self._is_over(item) for item in waiting)
@@ -238,6 +237,7 @@ class QueueRescans:
     def _take_out(
         self,
         client: QueueClient,
+        locked: str,
         mine: Mapping[str, Mapping[str, Any]],
         waiting: Sequence[Item],
     ) -> list[Item]:
@@ -257,11 +257,16 @@ class QueueRescans:
                     left.append(item)
                     continue
             try:
+                if locked:
+                    raise QueueRefused(locked)
                 client.remove(item.uid)
+                self._stuck.discard(item.uid)
                 _log.info("item %s of proposal %s is taken out", item.uid, item.proposal)
             except QueueRefused as error:
                 left.append(item)
-                _log.warning("item %s of proposal %s stays: %s", item.uid, item.proposal, error)
+                if item.uid not in self._stuck:
+                    self._stuck.add(item.uid)
+                    _log.warning("item %s of %s stays for now: %s", item.uid, item.proposal, error)
         return left
 
     def _add(
@@ -282,7 +287,7 @@ class QueueRescans:
                 self._note(proposal, "energies are added by the plan that waits for them, not here")
                 continue
             try:
-                if obstacle := self._obstacle(client, manager, plan):
+                if obstacle := client.obstacle(manager, plan):
                     self._note(proposal, obstacle)
                     continue
                 found = self._rescans.queue(
@@ -295,7 +300,7 @@ class QueueRescans:
                 item = client.add(plan, proposal["id"], marks_of(found))
             except QueueRefused as error:
                 now = client.manager()
-                if obstacle := self._obstacle(client, now, plan):
+                if obstacle := client.obstacle(now, plan):
                     self._unqueue(found, obstacle)
                 else:
                     self._move(found, "failed", f"the queue server does not take it: {error}")
@@ -305,21 +310,6 @@ class QueueRescans:
                 self._startable.add(item.uid)
             self._confirm(found, item)
         return items
-
-    def _obstacle(self, client: QueueClient, manager: Manager, plan: str) -> str:
-        """Why nothing may be added now; empty when it may."""
-        if manager.lock:
-            return f"the queue server is locked: {manager.lock}"
-        if not manager.environment:
-            return "the queue server's environment is closed; open it: qserver environment open"
-        if manager.state not in _TAKES:
-            return f"the queue server is {manager.state}; items are added when it is {' or '.join(_TAKES)}"
-        if not client.allows(manager, plan):
-            return (
-                f"plan {plan!r} (rescan.plan) is not allowed to user group {self._settings.user_group!r}, or not "
-                "there; see user_group_permissions.yaml of the queue server"
-            )
-        return ""
 
     def _start(self, client: QueueClient, mine: Mapping[str, Any]) -> None:
         """Start the queue where that was asked for, and nothing in it is anybody else's."""
@@ -388,6 +378,7 @@ class QueueRescans:
         """Keep nothing about proposals and items that are gone."""
         there = {item.uid for item in waiting}
         self._foreign &= there
+        self._stuck &= there
         self._startable &= there
         with self._lock:
             self._notes = {name: text for name, text in self._notes.items() if name in mine}

@@ -318,7 +318,8 @@ class Proposals:
         return next(one for one in self.journal.proposals() if one["id"] == name)
 
     def becomes(self, name: str, state: str, reason: str = "") -> dict[str, Any]:
-        """Wait for a state and words of its reason."""
+        """Wait for a state and words of its reason; for `queued`, until its item was seen."""
+        reason = reason or ("item " if state == "queued" else "")
 
         def arrived() -> bool:
             return self[name]["state"] == state and reason in self[name]["reason"]

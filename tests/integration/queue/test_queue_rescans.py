@@ -54,7 +54,7 @@ def test_a_closed_environment_is_waited_for(server, proposals):
     told, remedy = look(server.settings, ["rescan_for_test"])
     assert "idle, environment closed, 0 items" in told and "qserver environment open" in remedy
     server.open_environment()
-    found = proposals.becomes(name, "queued", "item ")
+    found = proposals.becomes(name, "queued")
     (item,) = server.items()
     assert found["reason"].startswith(f"item {item['item_uid']} at the front of the queue")
     assert found["who"] == item["user"] == "inscan"
@@ -191,7 +191,7 @@ def test_a_service_that_was_away_adds_nothing_twice(opened, proposals):
     hers = opened.add_somebody_elses()
     known = proposals.approve("known")
     proposals.start()
-    proposals.becomes(known, "queued", "item ")
+    proposals.becomes(known, "queued")
     (item, _) = uids(opened)
     proposals.stop()
     # Killed before the item was added, and between the manager's answer and the journal.
@@ -220,24 +220,59 @@ def test_what_may_not_be_measured_any_more_is_not_added(opened, proposals):
     assert proposals[name]["state"] == "approved" and opened.items() == []
 
 
-def test_a_manager_and_a_redis_that_die_lose_nothing(opened, proposals):
+def test_a_paused_queue_gets_nothing_and_an_aborted_item_is_over(opened, proposals):
+    opened.tell("hold")
     first = proposals.approve("first")
+    proposals.start(start=True)
+    opened.until(lambda: opened.ran == [first])
+    opened.person.re_pause(option="immediate")
+    opened.until(lambda: opened.person.status(reload=True)["manager_state"] == "paused")
+    second = proposals.approve("second")
+    proposals.says(second, "is paused; items are added when it is idle or executing_queue")
+    assert opened.items() == [] and proposals[second]["state"] == "approved"
+    opened.person.re_abort()
+    proposals.becomes(first, "failed", "ended (aborted)")
+    proposals.becomes(second, "queued")
+    assert [item["kwargs"]["proposal"] for item in opened.items()] == [second]
+
+
+def test_an_autostart_of_the_managers_is_its_own_affair(opened, proposals):
+    opened.person.queue_autostart(True)
+    try:
+        name = proposals.approve("by-itself")
+        proposals.start()
+        opened.until(lambda: opened.ran == [name])
+        proposals.becomes(name, "failed", "ended (completed)")
+        assert opened.person.status(reload=True)["queue_autostart_enabled"]
+    finally:
+        opened.person.queue_autostart(False)
+
+
+def test_a_manager_and_a_redis_that_die_lose_nothing(opened, proposals):
+    opened.tell("hold")
+    first, second = proposals.approve("first"), proposals.approve("second")
     queue = proposals.start()
     proposals.becomes(first, "queued")
-    before = uids(opened)
+    proposals.becomes(second, "queued")
+    opened.person.queue_start()
+    opened.until(lambda: opened.ran == [first])
+    kept = uids(opened)
     opened.kill("redis")
-    second = proposals.approve("second")
-    proposals.says(second, "queue_get")
-    assert queue.status()["state"] == "away" and proposals[first]["state"] == "queued"
+    third = proposals.approve("third")
+    proposals.says(third, "queue_get")
+    assert queue.status()["state"] == "away" and proposals[second]["state"] == "queued"
     opened.kill("manager")
     opened.start_redis()
-    proposals.says(second, f"no answer from {opened.settings.control}")
+    proposals.says(third, f"no answer from {opened.settings.control}")
     opened.start_manager()
-    proposals.says(second, "environment is closed")
-    assert proposals[first]["state"] == "queued" and uids(opened) == before
+    # What was running when the worker died has reported nothing, and is not run again.
+    proposals.becomes(first, "failed", "and its plan reported nothing")
+    proposals.says(third, "environment is closed")
+    opened.until(lambda: uids(opened) == kept)
+    assert proposals[second]["state"] == "queued"
     opened.open_environment()
-    proposals.becomes(second, "queued")
-    assert [item["kwargs"]["proposal"] for item in opened.items()] == [second, first]
+    proposals.becomes(third, "queued")
+    assert [item["kwargs"]["proposal"] for item in opened.items()] == [third, second]
 
 
 def test_a_manager_that_wants_a_key_is_not_taken_for_one_that_is_away(server, tmp_path):
@@ -292,6 +327,7 @@ def test_a_survey_in_the_queue_is_followed_by_its_fine_runs(opened, service):
     assert proposal["state"] == "done", proposal
     states = [step["state"] for step in proposal["history"]]
     assert states[:2] == ["approved", "queued"] and states[-2:] == ["running", "done"]
+    assert request(service, "status")["queueserver"]["environment"] == "open"
     opened.idle()
     first, second = opened.person.history_get(reload=True)["items"]
     assert [first["name"], second["name"]] == ["survey", "inscan_rescan"]
