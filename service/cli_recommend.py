@@ -43,6 +43,15 @@ def recommend(
     min_pixels: Annotated[
         int, typer.Option("--min-pixels", min=1, help="smaller objects are left out")
     ] = 8,
+    factor: Annotated[
+        float,
+        typer.Option(
+            "--factor",
+            min=0.05,
+            max=20.0,
+            help="times Otsu's threshold; less finds fainter objects",
+        ),
+    ] = 1.25,
     picture: Annotated[
         Path | None,
         typer.Option("--picture", metavar="FILE.png", help="draw the map with numbered boxes"),
@@ -82,7 +91,7 @@ def recommend(
     access = tiled_of(state or default_state_dir(), tiled)
     with Results(access.uri, access.api_key) as results:
         shown = results.read(results.latest(run, stream))
-    survey = survey_of(shown, elements=element or (), min_pixels=min_pixels)
+    survey = survey_of(shown, elements=element or (), min_pixels=min_pixels, factor=factor)
     answer: dict[str, Any] = {
         "raw_uid": shown.start["raw_uid"],
         "scan_id": shown.start.get("scan_id"),

@@ -96,7 +96,9 @@ class Survey:
         }
 
 
-def survey_of(shown: Shown, *, elements: Sequence[str] = (), min_pixels: int = 8) -> Survey:
+def survey_of(
+    shown: Shown, *, elements: Sequence[str] = (), min_pixels: int = 8, factor: float = 1.25
+) -> Survey:
     """Find the objects of a map.
 
     Parameters
@@ -107,6 +109,8 @@ def survey_of(shown: Shown, *, elements: Sequence[str] = (), min_pixels: int = 8
         Lines whose sum outlines the objects; none: all.
     min_pixels : int
         Smaller objects are left out, in pixels of the result.
+    factor : float
+        What objects exceed, in Otsu's thresholds.
 
     Raises
     ------
@@ -137,11 +141,12 @@ def survey_of(shown: Shown, *, elements: Sequence[str] = (), min_pixels: int = 8
         chosen=[shown.labels.index(one) for one in wanted],
         measured=shown.arrays.get("measured"),
         min_pixels=min_pixels,
+        factor=factor,
     )
     if not len(objects):
         raise ValueError(
             f"{name}: nothing of {min_pixels} pixels or more stands out in {' + '.join(wanted)}; "
-            "try other elements or a smaller --min-pixels"
+            "try other elements, or a smaller --min-pixels or --factor"
         )
     return Survey(shown, raster, objects, tuple(wanted), source, (rows // across, cols // along))
 

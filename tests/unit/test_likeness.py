@@ -113,6 +113,15 @@ def test_what_is_rejected_takes_its_kind_along(fields) -> None:
     assert np.mean([after[i] / before[i] for i in left]) < 0.5
 
 
+def test_what_lies_far_off_is_not_the_likest() -> None:
+    """Beyond the examples' kind there is nothing: an object there is not more of the kind for that."""
+    kind, rest = [20.0, 19.6, 20.4, 20.8, 19.2], np.linspace(9, 11, 30)
+    features = np.concatenate([kind, rest, [30.0]])[:, None]
+    ranked = more_like(features, [0])
+    assert {one.index for one in ranked[:4]} == {1, 2, 3, 4} and ranked[4].index == 35
+    assert ranked[3].score > ranked[4].score > ranked[5].score
+
+
 def test_groups_are_the_planted_kinds() -> None:
     rng = np.random.default_rng(5)
     centres = np.array([[10.0, 100.0, 5.0], [40.0, 100.0, 5.0], [10.0, 20.0, 50.0]])

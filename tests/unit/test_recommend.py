@@ -106,6 +106,7 @@ def test_groups_name_typical_and_rare_ones() -> None:
         ({"technique": "txm"}, {}, "is no element map"),
         ({"geometry": None}, {}, "is no element map"),
         ({}, {"elements": ["U_L"]}, "has no U_L: --element takes P_K, Zn_K"),
+        ({}, {"factor": 18.0}, "nothing of 8 pixels or more stands out in P_K"),
         ({}, {"min_pixels": 500}, "nothing of 500 pixels or more stands out in P_K"),
     ],
 )
