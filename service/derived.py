@@ -1,6 +1,5 @@
 """The derived run: what a result is in Bluesky's words. Pure composition, no files, no network."""
 
-import importlib.metadata
 import math
 import uuid
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 
 from inscan.callbacks.geometry import ScanGeometry
 from inscan.service.messages import NAMESPACE, InferenceJob, InferenceResult, derived_uid
+from inscan.service.provenance import provenance_of
 from inscan.service.result_view import StoredArray
 
 ACCESS_KEYS = ("data_session", "proposal", "tiled_access_tags", "cycle", "project", "facility")
@@ -37,7 +37,6 @@ SPECS = {
 FAILED_SPEC = "InscanFailure"
 _DIMS = {"row": "y", "col": "x"}
 _OBJECT = "inscan"
-_PACKAGES = ("inscan", "numpy", "torch")
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def compose(
         "verdict": result.report.get("verdict"),
         "report": result.report,
         "result_digest": result.digest,
-        "provenance": _provenance(job, result),
+        "provenance": provenance_of(job, result),
     }
     uid = start["uid"]
     return DerivedRun(
@@ -286,59 +285,6 @@ def _start(
 def _access_tags(raw_start: Mapping[str, Any]) -> tuple[str, ...] | None:
     tags = raw_start.get("tiled_access_tags")
     return None if tags is None else tuple(str(tag) for tag in tags)
-
-
-def _provenance(job: InferenceJob, result: InferenceResult) -> dict[str, Any]:
-    report = result.report
-    return {
-        "key": job.key,
-        "method": report.get("method", job.recipe),
-        "recipe": job.recipe,
-        "parameters": job.parameters,
-        "weights_sha256": report.get("weights_sha256"),
-        "fine_tuned": report.get("fine_tuned"),
-        "repeat_with": _repeat_with(job, report),
-        "seed": report.get("seed", job.parameters.get("seed")),
-        "device": report.get("device"),
-        "versions": {**versions(), **report.get("versions", {})},
-        "input_digest": job.input_digest,
-        "result_digest": result.digest,
-        "profile": job.meta.get("profile"),
-        "timings": result.timings,
-        **_composed_of(job),
-    }
-
-
-def _composed_of(job: InferenceJob) -> dict[str, Any]:
-    """All runs of a composite, with the digests of what each gave; nothing for other results."""
-    layers = job.meta.get("layers")
-    if job.recipe != "composite" or not layers:
-        return {}
-    return {
-        "raw_uids": job.meta.get("raw_uids"),
-        "input_digests": {str(one["uid"]): one.get("input_digest") for one in layers},
-    }
-
-
-def _repeat_with(job: InferenceJob, report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Parameters that give the same result again where the request granted time: the steps that were done in it."""
-    fitted = report.get("fine_tuned")
-    if fitted is None:
-        return None
-    asked = {name: value for name, value in job.parameters.items() if name != "fit_seconds"}
-    return asked | {"fit_steps": fitted["steps_done"]}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    # From the installed packages: importing torch here would cost the service seconds and memory it has no use for.
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _descriptor(

@@ -8,10 +8,10 @@ from typing import Any
 
 from inscan.callbacks.profile import BeamlineProfile, load_profile, shipped_profiles
 from inscan.callbacks.sources.interface import StoredRun
-from inscan.service.derived import versions
 from inscan.service.offline import Progress, Record, Wanted, process_run, with_method
 from inscan.service.offline_stack import process_stack
 from inscan.service.offline_store import ResultStore
+from inscan.service.provenance import versions
 from inscan.service.result_file import read_result
 from inscan.service.results import Results
 from inscan.service.settings import Settings
