@@ -6,6 +6,7 @@ python .ci/check_demo.py OUT_DIR JSON_FILE
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tiled.client import from_uri
@@ -43,9 +44,28 @@ def check(out: Path, answer: dict) -> list[str]:
                 for key in ("parent_uid", "region", "proposal"):
                     if not start.get(key):
                         wrong.append(f"fine run {run['uid']} does not name its {key}")
+        wrong += _composite(answer, processed)
     finally:
         server.stop()
     return wrong + list(answer["problems"])
+
+
+def _composite(answer: dict, processed: Any) -> list[str]:
+    """What is wrong with the composite of survey and fine maps."""
+    fines = [run["uid"] for run in answer["runs"] if run["purpose"] == "fine"]
+    made = answer["composite"]
+    if not fines:
+        return []
+    if made is None:
+        return ["there is no composite of survey and fine maps"]
+    wrong = []
+    found = {layer["uid"] for layer in made["layers"] if layer["found"]}
+    if found != set(fines):
+        wrong.append(f"{len(found)} of {len(fines)} fine maps were found in the survey")
+    source = processed[made["result_uid"]]["primary"]["source"].read()
+    if not {1, 3} <= set(np.unique(source)):
+        wrong.append(f"composite: sources {np.unique(source)}, expected survey (1) and both (3)")
+    return wrong
 
 
 def main() -> int:

@@ -16,8 +16,10 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from inscan.callbacks import Connection
+from inscan.callbacks.composite_uid import composite_uid
 from inscan.callbacks.plans import coarse_to_fine
 from inscan.service.demo_beamline import RowWatch, data_folder, load_startup, run_plan
+from inscan.service.demo_composite import composite_answer, composite_block
 from inscan.service.demo_course import Course
 from inscan.service.demo_interrupt import Interrupts
 from inscan.service.demo_report import Report, print_report, write_html
@@ -242,6 +244,8 @@ def _results(
                 f"result of {uid[:8]} is in Tiled, verdict {verdict}", markup=False, highlight=False
             )
         course.outcomes[uid] = outcome
+    if course.fines and not hurry:
+        _together(course, session, problems)
     for uid in course.starts:
         timeout = _HURRY_S if hurry else _RAW_S
         if not session.raw.wait(uid, timeout):
@@ -257,6 +261,21 @@ def _results(
     except (KeyError, OSError) as error:
         problems.append(f"results cannot be read from Tiled: {type(error).__name__}: {error}")
         return []
+
+
+def _together(course: Course, session: _Session, problems: list[str]) -> None:
+    """Wait for the composite of the survey and all fine runs."""
+    survey = str(course.starts[course.fines[0]]["parent_uid"])
+    try:
+        future = session.connection.future(composite_uid(survey, course.fines))
+        outcome = future.result(timeout=_OUTCOME_S)
+    except concurrent.futures.TimeoutError:
+        problems.append(f"no composite of survey and fine maps within {_OUTCOME_S:g} s")
+        return
+    if outcome.get("status") == "done":
+        course.composite = outcome
+    else:
+        problems.append(f"composite: {outcome.get('status')}: {outcome.get('reason')}")
 
 
 def _prepare(out: Path) -> list[Path]:
@@ -299,6 +318,8 @@ def _report(
     blocks, figures = evaluate(
         options.profile, options.sample, options.seed, whole, course.regions, picture
     )
+    if course.composite is not None:
+        blocks = [*blocks, composite_block(course.composite)]
     report = Report(
         title=f"inscan demo: {options.profile}",
         blocks=blocks,
@@ -322,6 +343,7 @@ def _report(
     print_report(report, console)
     return {
         "runs": [course.entry(uid, results) for uid in course.starts],
+        "composite": composite_answer(course.composite),
         "figures": figures,
         "tiled": course.tiled,
         "state": str(options.out / "state"),

@@ -17,6 +17,8 @@ class Course:
         Start documents and exit statuses by run uid, in the order of the runs.
     outcomes : dict
         What the service made of each run.
+    composite : dict or None
+        What the service made of the survey and its fine runs together.
     notes, problems : list of str
         What happened, and what is missing and why.
     """
@@ -24,6 +26,7 @@ class Course:
     starts: dict[str, dict[str, Any]] = field(default_factory=dict)
     exits: dict[str, str] = field(default_factory=dict)
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    composite: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     tiled: str = ""
@@ -40,6 +43,11 @@ class Course:
         start = self.starts[uid]
         region = f" of region {start['region']}" if "region" in start else ""
         return f"{start.get('purpose', 'scan')}{region} (scan {start.get('scan_id')}, run {uid})"
+
+    @property
+    def fines(self) -> list[str]:
+        """Runs that name a survey, in their order."""
+        return [uid for uid, start in self.starts.items() if start.get("parent_uid")]
 
     @property
     def regions(self) -> list[dict[str, Any]]:
