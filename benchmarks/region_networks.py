@@ -25,6 +25,7 @@ _PEERS = (
     "raw trace counts",
     "inscan, significance map",
     "inscan",
+    "inscan, others as background",
     "limit: background known",
     "oracle",
 )

@@ -19,6 +19,7 @@ from inscan.service.evaluation_bars import bars_for
 __all__ = ["Example", "draw_bars", "draw_curves", "draw_example"]
 
 _PANELS = 6
+_FEW = ", on these"
 _TWO = 2
 
 
@@ -99,7 +100,8 @@ def draw_curves(
     """
     if not curves:
         raise ValueError("no curves: nothing to draw")
-    methods = list(dict.fromkeys(method for case in curves.values() for method in case))
+    # Peers on a few maps only look like themselves.
+    methods = list(dict.fromkeys(m.removesuffix(_FEW) for case in curves.values() for m in case))
     colours = dict(zip(methods, colormaps["tab20"](np.arange(len(methods)) % 20), strict=True))
     down = math.ceil(len(curves) / 2)
     figure = Figure(figsize=(11.0, 3.6 * down + 1.0), layout="constrained")
@@ -107,9 +109,10 @@ def draw_curves(
     lines = {}
     for index, (case, of) in enumerate(curves.items()):
         axes = figure.add_subplot(down, 2, index + 1)
-        for method, recalls in of.items():
-            bold = method.startswith("inscan") or method == "oracle"
-            style = "-" if bold else "--" if method.startswith("limit") else "-."
+        for name, recalls in of.items():
+            method = name.removesuffix(_FEW)
+            bold = method.startswith(("inscan", "oracle"))
+            style = "-" if bold else "--" if method.startswith(("limit", "n2n", "super")) else "-."
             (lines[method],) = axes.plot(
                 areas, recalls, style, color=colours[method], linewidth=1.6 if bold else 1.0
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inscan.models.scores import ScoreRow
 
-__all__ = ["Evaluated", "evaluate", "tables", "write_figures"]
+__all__ = ["Evaluated", "evaluate", "tables", "with_networks", "write_figures"]
 
 _RESCANS = ("time saved", "dose saved", "recall", "regions", "area", "dB - raster", "edge / raster")
 _SHOWN = 12
@@ -45,41 +45,43 @@ def evaluate(seeds: int, networks: Path, progress: Callable[[str], None]) -> Eva
         What `benchmarks/region_networks.py` wrote. Its rows are left out, and that is said, where it does not exist.
     progress : callable (text)
     """
-    import json
-
     from inscan.models.evaluate_regions import AREAS, EVERY, evaluate_regions, fresh_seeds
     from inscan.models.evaluate_rescans import Rescans, limits, other_samples
-    from inscan.models.scores import rows_from_json
 
     drawn = fresh_seeds(seeds)
     rescans = Rescans()
     found = evaluate_regions(drawn, each=rescans.add, progress=progress)
-    rows = list(found.rows)
-    curves = {case: dict(of) for case, of in found.curves.items() if case.startswith(EVERY)}
-    source: dict[str, Any] = {}
+    rows = [*found.rows, *rescans.rows(), *other_samples(drawn, progress=progress), *limits()]
+    curves = {case: of for case, of in found.curves.items() if case.startswith(EVERY)}
+    more = {
+        "seed_list": list(drawn),
+        "areas": [float(area) for area in AREAS],
+        "curves": curves,
+        "missed": found.missed,
+    }
     if networks.is_file():
-        stored = json.loads(networks.read_text(encoding="utf-8"))
-        rows += rows_from_json(stored["rows"])
-        order = list(dict.fromkeys(row.case for row in rows))
-        rows.sort(key=lambda row: order.index(row.case))
-        for case, of in stored["curves"].items():
-            known = curves.setdefault(case, {})
-            # Where there are many maps, peers on a few of them are for the table.
-            known |= {m: c for m, c in of.items() if m.removesuffix(", on these") not in known}
-        source = {key: stored[key] for key in ("command", "seeds", "machine")}
-    else:
-        progress(f"no stored figures in {networks}: the rows of networks are left out")
-    rows += [*rescans.rows(), *other_samples(drawn, progress=progress), *limits()]
-    return Evaluated(
-        rows,
-        {
-            "seed_list": list(drawn),
-            "networks": source,
-            "areas": [float(area) for area in AREAS],
-            "curves": curves,
-            "missed": found.missed,
-        },
-    )
+        return with_networks(Evaluated(rows, more), networks)
+    progress(f"no stored figures in {networks}: the rows of networks are left out")
+    return Evaluated(rows, more)
+
+
+def with_networks(found: Evaluated, path: Path) -> Evaluated:
+    """Add the rows and curves that `benchmarks/region_networks.py` stored, each beside its case."""
+    import json
+
+    from inscan.models.scores import rows_from_json
+
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    rows = [*found.rows, *rows_from_json(stored["rows"])]
+    order = list(dict.fromkeys(row.case for row in rows))
+    rows.sort(key=lambda row: order.index(row.case))
+    curves = {case: dict(of) for case, of in found.more["curves"].items()}
+    for case, of in stored["curves"].items():
+        known = curves.setdefault(case, {})
+        # Where there are many maps, peers on a few of them are for the table.
+        known |= {m: c for m, c in of.items() if m.removesuffix(", on these") not in known}
+    source = {key: stored[key] for key in ("command", "seeds", "machine")}
+    return Evaluated(rows, {**found.more, "curves": curves, "networks": source})
 
 
 def tables(found: Evaluated) -> str:
