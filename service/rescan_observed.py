@@ -12,6 +12,7 @@ from inscan.models.regions import find_regions
 
 _EDGE = 0.2  # share of a side that counts as surroundings
 _PRESENT = 2.0  # standard deviations from which a line is there
+_FAINT = 0.1  # of the strongest: what has less is surroundings
 
 
 def note_observed(
@@ -51,7 +52,8 @@ def note_observed(
         )
         for k, name in enumerate(layer.elements):
             values, sigma = coarse.values[k][inside], coarse.sigma[k][inside]
-            there = values > _PRESENT * sigma
+            strong = np.nanmax(values, initial=0.0)
+            there = values > np.maximum(_PRESENT * sigma, _FAINT * strong)
             if name in found and there.any():
                 found[name]["relative_sigma"] = float(np.median(sigma[there] / values[there]))
         report["observed"] = found

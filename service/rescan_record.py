@@ -160,16 +160,16 @@ def _seen(observed: Any, line: str) -> dict[str, float]:
 
 def _gained(predicted: Mapping[str, Any], seen: Mapping[str, float]) -> float | None:
     """Information gained in nats: as it was predicted, from the counts that came."""
-    needed = ("pixels", "per_pixel", "dose", "relative_sigma_before")
+    needed = ("pixels", "per_pixel", "dose", "share", "relative_sigma_before")
     if not {"counts", "background"} <= seen.keys() or not all(
         _number(predicted.get(name)) and predicted[name] > 0 for name in needed
     ):
         return None
-    signal = max(seen["counts"] - seen["background"], 0.0)
-    fisher = signal**2 / max(seen["counts"], 1e-9) * predicted["per_pixel"] / predicted["dose"]
-    light = Light(
-        "", signal, seen["background"], predicted["relative_sigma_before"], max(fisher, 1e-6)
-    )
+    # Of the mean over the fine map, to the place that was found in it.
+    signal = max(seen["counts"] - seen["background"], 0.0) / predicted["share"]
+    total = max(signal + seen["background"], 1e-9)
+    fisher = max(signal**2 / total * predicted["per_pixel"] / predicted["dose"], 1e-6)
+    light = Light("", signal, seen["background"], predicted["relative_sigma_before"], fisher)
     return light.information(
         pixels=predicted["pixels"], per_pixel=predicted["per_pixel"], dose=predicted["dose"]
     )

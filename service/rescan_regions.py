@@ -138,20 +138,24 @@ def _fine(plan: FineScans, box: Mapping[str, Any]) -> FineRegion | Refusal:
     time_s = rules.region_overhead + plan.known.pace * modelled
     pixel = abs(geometry.slow_step * geometry.fast_step)
     per_pixel = pixel * rows * cols / region.area
-    information = light.information(pixels=region.area / pixel, per_pixel=per_pixel, dose=dose)
+    # What is found fills its box; the margin around it holds surroundings alone.
+    pixels = float((row1 - row0) * (col1 - col0))
+    share = min(1.0, pixels * pixel / region.area)
+    information = light.information(pixels=pixels, per_pixel=per_pixel, dose=dose)
     predicted: dict[str, Any] = {
         "line": light.line,
         "time_s": time_s,
         "scan_s": modelled,
         "dose": dose,
         "information": information,
-        "pixels": region.area / pixel,
+        "pixels": pixels,
         "per_pixel": per_pixel,
+        "share": share,
         "relative_sigma": light.sigma_after(dose),
         "relative_sigma_before": light.sigma,
     }
     if light.signal is not None and light.background is not None:
-        predicted["counts"] = (light.signal + light.background) * dose / per_pixel
+        predicted["counts"] = (light.signal * share + light.background) * dose / per_pixel
         predicted["background"] = light.background * dose / per_pixel
     return FineRegion(
         region=region,

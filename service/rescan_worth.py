@@ -38,6 +38,8 @@ class Light:
         Relative standard deviation of a pixel's value as it is known now.
     fisher : float
         Information of one survey dose about the logarithm of a pixel's signal.
+    doses : float
+        Survey doses that went into `sigma`.
     """
 
     line: str
@@ -45,14 +47,21 @@ class Light:
     background: float | None
     sigma: float
     fisher: float
+    doses: float = 1.0
+
+    @property
+    def typical(self) -> float:
+        """Information of one survey dose for the pixel that `sigma` is of: it may be fainter than the mean of its
+        place, and a denoiser knows more of it than its own photons tell."""
+        return min(self.fisher, 1 / (self.sigma**2 * self.doses))
 
     def sigma_after(self, dose: float) -> float:
         """Relative standard deviation of a pixel's value after so many survey doses more."""
-        return 1 / math.sqrt(1 / self.sigma**2 + self.fisher * dose)
+        return 1 / math.sqrt(1 / self.sigma**2 + self.typical * dose)
 
     def dose_for(self, share: float) -> float:
         """Survey doses that it takes until the relative standard deviation is `share`; 0 when it is already."""
-        return max(0.0, (1 / share**2 - 1 / self.sigma**2) / self.fisher)
+        return max(0.0, (1 / share**2 - 1 / self.sigma**2) / self.typical)
 
     def information(self, *, pixels: float, per_pixel: float, dose: float) -> float:
         """Expected gain, in nats; see the module.
@@ -121,7 +130,7 @@ def _joined(
     if not counted:
         if sigma is None:
             return _by_score(region, name, doses)
-        return _light(name, None, None, sigma, 1 / (max(sigma, _LEAST) ** 2 * doses))
+        return _light(name, None, None, sigma, 1 / (max(sigma, _LEAST) ** 2 * doses), doses)
     total = sum(light[line] for line in lines) / doses
     background = min(sum(under.get(line, 0.0) for line in lines) / doses, total)
     signal = total - background
@@ -131,17 +140,21 @@ def _joined(
     fisher = max(signal * (signal / (signal + background)), _LEAST)
     if sigma is None:
         sigma = min(1.0, 1 / math.sqrt(fisher * doses))
-    return _light(name, signal, background, sigma, fisher)
+    return _light(name, signal, background, sigma, fisher, doses)
 
 
 def _light(
-    name: str, signal: float | None, background: float | None, sigma: float, fisher: float
+    name: str,
+    signal: float | None,
+    background: float | None,
+    sigma: float,
+    fisher: float,
+    doses: float,
 ) -> Light:
     """What a worker says may be anything; nothing of it divides by zero or overflows."""
     most = 1 / _LEAST**2
-    return Light(
-        name, signal, background, min(max(sigma, _LEAST), most), min(max(fisher, _LEAST), most)
-    )
+    sigma, fisher = (min(max(one, _LEAST), most) for one in (sigma, fisher))
+    return Light(name, signal, background, sigma, fisher, doses)
 
 
 def _by_score(region: Mapping[str, Any], name: str, doses: float) -> Light:
@@ -152,7 +165,7 @@ def _by_score(region: Mapping[str, Any], name: str, doses: float) -> Light:
         if score > 0 and math.isfinite(score):
             fisher = 2 * score / ((row1 - row0) * (col1 - col0)) / doses
     fisher = max(fisher, _LEAST)
-    return _light(name, None, None, min(1.0, 1 / math.sqrt(fisher * doses)), fisher)
+    return _light(name, None, None, min(1.0, 1 / math.sqrt(fisher * doses)), fisher, doses)
 
 
 def worth_of(information: float, time_s: float, dose: float) -> float:

@@ -291,9 +291,10 @@ def test_the_fine_map_is_predicted() -> None:
     (one,) = proposal.regions
     predicted = one.to_dict()["predicted"]
     assert predicted["line"] == "Fe_K"
-    assert predicted["counts"] == pytest.approx(25.0 * 2)
+    assert predicted["share"] == pytest.approx(16 / 36)
+    assert predicted["counts"] == pytest.approx((20.0 * 16 / 36 + 5.0) * 2)
     assert predicted["background"] == pytest.approx(5.0 * 2)
-    assert predicted["relative_sigma"] == pytest.approx((0.3**-2 + 16 * 8) ** -0.5)
+    assert predicted["relative_sigma"] == pytest.approx((0.3**-2 + 0.3**-2 * 8) ** -0.5)
     assert predicted["information"] == one.information > 0
     rows, cols = one.shape
     scan = rows * (ours.rescan.row_overhead + cols * (0.01 + 0.02))

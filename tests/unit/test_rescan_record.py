@@ -52,6 +52,7 @@ PROPOSAL = {
                 "information": 100.0,
                 "pixels": 16.0,
                 "per_pixel": 16.0,
+                "share": 0.5,
                 "dose": 32.0,
             },
         }
@@ -88,7 +89,7 @@ def test_the_information_gained_is_what_was_predicted_where_the_counts_are() -> 
     light = light_of(LIT)
     predicted = light.information(pixels=16.0, per_pixel=16.0, dose=32.0)
     proposal = {**PROPOSAL, "regions": [dict(PROPOSAL["regions"][0])]}
-    seen = {"counts": 25.0 * 2, "background": 5.0 * 2}
+    seen = {"counts": (20.0 / 2 + 5.0) * 2, "background": 5.0 * 2}  # half of the map is margin
     (one,) = records_of(
         proposal, [layer(observed={"Fe_K": seen})], lambda uid: (None, None), min_score=8.0
     )
