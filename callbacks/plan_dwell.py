@@ -36,8 +36,8 @@ class AdaptiveDwell:
         How many proposals were measured.
     ended : str
         ``precise``: nothing is left that is worth measuring for the precision asked for. ``budget``: the time is
-        spent. ``rounds``: `max_rounds`, or the profile's. ``refused``: the next proposal is not approved, or the service or a check
-        refused it. ``failed``: a device or a result failed. ``timeout``: no answer came.
+        spent. ``rounds``: `max_rounds`, or the profile's. ``refused``: the next proposal is not approved, or a check or
+        the service refused it. ``failed``: a device or a result failed. ``timeout``: no answer came.
     reason : str
         The same in a sentence.
     reached : dict
