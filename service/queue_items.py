@@ -17,16 +17,13 @@ class Item:
     ----------
     uid : str
         Changes when a failed item is put back into the queue.
-    plan : str
-        Name of its plan; empty for an instruction.
     proposal : str
         What its plan gets as `proposal`; empty for items that are none of ours.
     attempt : int
-        Which approval of the proposal it belongs to, from 1. 0: it does not say.
+        Which approval of the proposal it was added for, from 1. 0: it was not added by inscan.
     """
 
     uid: str
-    plan: str
     proposal: str = ""
     attempt: int = 0
 
@@ -86,7 +83,6 @@ def item_of(given: Any) -> Item:
     attempt = marks.get("attempt")
     return Item(
         uid=short(one.get("item_uid")),
-        plan=short(one.get("name")) if one.get("item_type") == "plan" else "",
         proposal=proposal if isinstance(proposal, str) else "",
         attempt=attempt if isinstance(attempt, int) and attempt > 0 else 0,
     )
@@ -114,6 +110,7 @@ def confirmed(proposal: Mapping[str, Any]) -> bool:
 
 
 def belongs(item: Item, proposal: Mapping[str, Any]) -> bool:
+    """Whether an item was added for a proposal as it is approved now."""
     return item.proposal == proposal["id"] and item.attempt == attempt(proposal)
 
 

@@ -247,7 +247,7 @@ class QueueRescans:
         seen: set[str] = set()
         for item in waiting:
             proposal = mine.get(item.proposal)
-            if proposal is None and not self._is_over(item):
+            if not item.attempt or (proposal is None and not self._is_over(item)):
                 left.append(item)
                 continue
             ended = (item.proposal, item.attempt) in self._ended
@@ -338,8 +338,8 @@ class QueueRescans:
 
     def _is_over(self, item: Item) -> bool:
         """Whether an item is of a proposal of ours that may not be measured any more."""
-        if not item.proposal or item.plan not in self._plans.values():
-            return False
+        if not item.proposal or not item.attempt:
+            return False  # not added by a service like this, whatever its plan
         if item.uid not in self._foreign:
             found = self._journal.proposals(prefix=item.proposal)
             if any(one["id"] == item.proposal and one["state"] not in OPEN for one in found):

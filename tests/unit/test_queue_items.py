@@ -24,7 +24,7 @@ def item(**kwargs: Any) -> dict[str, Any]:
 def test_an_item_belongs_to_the_approval_that_it_was_added_for():
     first, again = proposal("approved", "queued"), proposal("approved", "failed", "approved")
     added = item_of(item(kwargs={"proposal": "p"}, meta=marks_of(first)))
-    assert (added.uid, added.plan, added.proposal, added.attempt) == ("u", "inscan_rescan", "p", 1)
+    assert (added.uid, added.proposal, added.attempt) == ("u", "p", 1)
     assert belongs(added, first) and not belongs(added, again)
     assert attempt(again) == 2 and marks_of(again)["inscan"]["attempt"] == 2
     assert marks_of(first)["parent_uid"] == "survey" and marks_of(first)["regions"] == ["1-Fe_K"]
