@@ -278,6 +278,7 @@ class _Likelihood:
     ) -> None:
         self.coarse, self.fine = coarse, fine
         self.least_overlap = least_overlap
+        self.known: dict[tuple[int, float], NDArray[np.float64]] = {}
         self.integrated = {
             "box": (True, True),
             "fly": (False, True),
@@ -294,14 +295,16 @@ class _Likelihood:
         self.counting = np.maximum(around, _FLOOR)
 
     def _weights(self, shift: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
-        return (
-            axis_weights(
-                self.coarse.rows, self.fine.rows + shift[0], integrated=self.integrated[0]
-            ),
-            axis_weights(
-                self.coarse.cols, self.fine.cols + shift[1], integrated=self.integrated[1]
-            ),
-        )
+        return self._along(0, float(shift[0])), self._along(1, float(shift[1]))
+
+    def _along(self, axis: int, shift: float) -> NDArray[np.float64]:
+        # The search asks for each shift along an axis together with all those along the other.
+        known = self.known.get((axis, shift))
+        if known is None:
+            to, of = ((g.rows, g.cols)[axis] for g in (self.coarse, self.fine))
+            known = axis_weights(to, of + shift, integrated=self.integrated[axis])
+            self.known[axis, shift] = known
+        return known
 
     def inside(self, shift: NDArray[np.float64]) -> NDArray[np.bool_]:
         rows, cols = self._weights(shift)
