@@ -46,8 +46,9 @@ def composite_stack(
     Returns
     -------
     Processed
-        That of the stack of all energies. Its report has `composite`: the `layers` and a `text`; a layer `agrees`
-        unless what the estimate leaves of its frames is larger than for the survey's.
+        That of the stack of all energies. Its report has `composite`: the `layers` and a `text`. A layer that repeats
+        an energy of another `agrees` unless their frames differ by more than noise; others cannot be compared, because
+        a few spectra explain a changed sample as well as chemistry.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def composite_stack(
                 f"its images are {None if found is None else found.shape[1:]}, the survey's {size}"
             )
             missing.append({"uid": one["uid"], "region": one.get("region"), "reason": reason})
-    energies, merged, of_layer = _merged(used, described, arrays, what)
+    energies, merged, differing = _merged(used, described, arrays, what)
     whole = job.model_copy(
         update={
             "meta": {
@@ -83,8 +84,7 @@ def composite_stack(
     )
     processed = subspace(whole, merged, progress)
     report = dict(processed.report)
-    worse = _residuals(processed, merged, of_layer, used)
-    layers = [_layer(described[number], worse.get(number, 1.0)) for number in used]
+    layers = [_layer(described[number], differing.get(number)) for number in used]
     layers += [_gone(one) for one in missing]
     reasons = [
         f"{one['region'] or one['uid'][:8]}: {one['reason']}" for one in layers if not one["agrees"]
@@ -101,8 +101,8 @@ def composite_stack(
 
 def _merged(
     used: list[int], described: list[dict[str, Any]], arrays: Arrays, what: str
-) -> tuple[NDArray[np.float64], dict[str, np.ndarray], list[list[int]]]:
-    """Rising energies, the stack's arrays, and which layers each energy comes from.
+) -> tuple[NDArray[np.float64], dict[str, np.ndarray], dict[int, float]]:
+    """Rising energies, the stack's arrays, and by how much layers differ from earlier ones at the same energies.
 
     Frames at one energy are averaged with the weight of their variance, pixel by pixel.
     """
@@ -122,6 +122,7 @@ def _merged(
     shape = (len(groups), *arrays[f"0.{what}"].shape[1:])
     values, variance = np.zeros(shape, np.float32), np.ones(shape, np.float32)
     measured = np.zeros(shape, bool)
+    differing: dict[int, list[float]] = {}
     for k, group in enumerate(groups):
         weight, total = np.zeros(shape[1:]), np.zeros(shape[1:])
         for _, number, row in group:
@@ -131,6 +132,12 @@ def _merged(
             share = np.where(
                 there & np.isfinite(image) & (own > 0), 1.0 / np.maximum(own, 1e-30), 0
             )
+            both = (weight > 0) & (share > 0)
+            if known and both.any():
+                before = total[both] / weight[both]
+                noise = 1 / weight[both] + 1 / share[both]
+                away = float(np.mean(np.square(image[both] - before) / noise))
+                differing.setdefault(number, []).append(away)
             weight += share
             total += np.where(share > 0, share * np.nan_to_num(image), 0)
         measured[k] = weight > 0
@@ -140,7 +147,7 @@ def _merged(
     if known:
         stack["variance"] = variance
     energies = np.array([np.mean([one[0] for one in group]) for group in groups], np.float64)
-    return energies, stack, [[number for _, number, _ in group] for group in groups]
+    return energies, stack, {number: max(several) for number, several in differing.items()}
 
 
 def _measured(arrays: Arrays, number: int, what: str) -> NDArray[np.bool_]:
@@ -155,28 +162,8 @@ def _measured(arrays: Arrays, number: int, what: str) -> NDArray[np.bool_]:
     return np.broadcast_to(flags, shape)
 
 
-def _residuals(
-    processed: Processed, merged: Arrays, of_layer: list[list[int]], used: list[int]
-) -> dict[int, float]:
-    """Mean square of what the estimate leaves of each layer's frames, in noise and relative to the survey's."""
-    if "variance" not in merged:
-        return {}
-    arrays = {one.name: one.values for one in processed.arrays}
-    values, raw = arrays["values"], arrays["raw"]
-    left = np.square(raw - values) / merged["variance"]
-    left = np.where(merged["measured"] & np.isfinite(left), left, np.nan)
-    per_frame = np.array([np.nanmedian(one) if np.isfinite(one).any() else np.nan for one in left])
-    mean = {
-        number: float(np.nanmean(per_frame[[number in layers for layers in of_layer]]))
-        for number in used
-        if any(number in layers for layers in of_layer)
-    }
-    survey = mean.get(0)
-    return {} if not survey else {number: one / survey for number, one in mean.items()}
-
-
-def _layer(described: Mapping[str, Any], worse: float) -> dict[str, Any]:
-    agrees = not worse > _WORSE
+def _layer(described: Mapping[str, Any], differing: float | None) -> dict[str, Any]:
+    agrees = differing is None or not differing > _WORSE
     return {
         "uid": str(described["uid"]),
         "region": str(described.get("region") or ""),
@@ -186,7 +173,7 @@ def _layer(described: Mapping[str, Any], worse: float) -> dict[str, Any]:
         "shift_error": [None, None],
         "agrees": agrees,
         "used": True,
-        "reason": "" if agrees else _DISAGREES.format(worse),
+        "reason": "" if agrees else _DISAGREES.format(differing),
     }
 
 
