@@ -1,10 +1,13 @@
 """What is read of a queue that others write into, and which of it belongs to a proposal."""
 
+import sys
 from typing import Any
 
 import pytest
 
+from inscan.service.queue_client import QueueClient, QueueUnavailable
 from inscan.service.queue_items import attempt, belongs, confirmed, ended_of, item_of, marks_of
+from inscan.service.settings import QueueServerSettings
 
 
 def proposal(*states: str) -> dict[str, Any]:
@@ -58,3 +61,9 @@ def test_texts_of_the_queue_server_are_cut():
     assert ended.status == "unknown" and "\n" not in ended.reason
     assert len(ended.reason) <= 300 and len(ended.item.uid) <= 300
     assert ended_of(item(result="lost")).status == "unknown"
+
+
+def test_without_its_client_the_queue_server_is_away_and_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bluesky_queueserver_api.zmq", None)
+    with pytest.raises(QueueUnavailable, match=r"pip install 'inscan\[queueserver\]'"):
+        QueueClient(QueueServerSettings())
