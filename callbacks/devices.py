@@ -68,11 +68,12 @@ class RoiDevice(Device):
 
         The status fails if the run failed or was passed by, or after the timeout.
         """
-        run_uid = str(self.run_uid.get())
+        run_uid: Any = self.run_uid.get()
         status = DeviceStatus(self, timeout=self._timeout)
-        if not run_uid:
+        if not isinstance(run_uid, str) or not run_uid:
+            found = "empty" if run_uid == "" else repr(run_uid)
             status.set_exception(
-                ValueError(f"{self.name}.run_uid is empty; set it to the survey's uid first")
+                ValueError(f"{self.name}.run_uid is {found}; set it to the survey's uid first")
             )
             return status
 

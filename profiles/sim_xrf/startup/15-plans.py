@@ -22,9 +22,8 @@ def _raster(slow_range, fast_range, step, dwell, fly, snake, md):
         axes += [motor, low + half, high - half, count]
     if fly:
         motion = {"run_up": RUN_UP_STEPS * step[1], "backlash": BACKLASH_UM}
-        yield from fly_raster(xs_fly, *axes, dwell=dwell, snake=snake, md=md, **motion)
-    else:
-        yield from step_raster(xs, sclr, *axes, dwell=dwell, snake=snake, md=md)
+        return (yield from fly_raster(xs_fly, *axes, dwell=dwell, snake=snake, md=md, **motion))
+    return (yield from step_raster(xs, sclr, *axes, dwell=dwell, snake=snake, md=md))
 
 
 def survey(
@@ -52,7 +51,8 @@ def survey(
     slow_range, fast_range = sample_field
     meta = {"purpose": "survey", "sample": {"name": sample_name}, **(md or {})}
     dwell = dwell or parameters.dwell
-    yield from _raster(slow_range, fast_range, (step, step), dwell, fly, snake, meta)
+    shape = (slow_range, fast_range, (step, step))
+    return (yield from _raster(*shape, dwell, fly, snake, meta))
 
 
 def fine(
@@ -84,4 +84,5 @@ def fine(
     steps = (step, step) if step else asked.get("step", (0.125, 0.125))
     seconds = dwell or asked.get("dwell") or 2 * parameters.dwell
     meta = {"purpose": "fine", "sample": {"name": sample_name}, **(md or {})}
-    yield from _raster(region["slow_range"], region["fast_range"], steps, seconds, fly, snake, meta)
+    shape = (region["slow_range"], region["fast_range"], steps)
+    return (yield from _raster(*shape, seconds, fly, snake, meta))

@@ -450,7 +450,13 @@ def test_the_device_fails_with_the_reason(connected, beamline, store):
         yield from bps.mv(roi.run_uid, uid)
         yield from bps.trigger(roi, wait=True)
 
-    for uid, reason in (("bad", "no I0"), ("late", "specified timeout"), ("", "uid is empty")):
+    no_run: Any = None  # what a plan returns that forgets to return its run's uid
+    for uid, reason in (
+        ("bad", "no I0"),
+        ("late", "specified timeout"),
+        ("", "uid is empty"),
+        (no_run, "uid is None"),
+    ):
         with pytest.raises(FailedStatus) as caught:
             beamline.engine(plan(uid))
         assert reason in str(caught.value.__cause__)
