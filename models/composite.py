@@ -134,6 +134,7 @@ def compose(
     max_shift: float = 2.0,
     denoise: Denoise | None = None,
     most_pixels: int = MOST_PIXELS,
+    check: Callable[[], object] = lambda: None,
 ) -> Composite:
     """Put a survey and the fine maps inside it together.
 
@@ -148,6 +149,8 @@ def compose(
         Called with counts on one grid at a time; by default they are taken as they are (`counted`).
     most_pixels : int
         Most pixels of an element.
+    check : callable
+        Called before each fine map is looked at: it may raise.
 
     Returns
     -------
@@ -167,7 +170,10 @@ def compose(
         raise ValueError(f"maps of {sorted(ways)} channels: give the same channels of each")
     estimate = denoise or counted
     ordered = sorted(fine, key=lambda one: (one.time, one.uid))
-    placements = [place(survey, one, max_shift=max_shift) for one in ordered]
+    placements = []
+    for one in ordered:
+        check()
+        placements.append(place(survey, one, max_shift=max_shift))
     used = [one for one in placements if one.used]
     levels = {id(one): level_of(survey, one.layer) for one in used}
     finest, coarsened = _finest(survey, list(levels.values()), most_pixels)

@@ -59,29 +59,32 @@ def composite_maps(job: InferenceJob, arrays: Arrays, progress: Progress) -> Pro
     ValueError
         When the survey is no map, or nothing is common to its runs.
     """
-    described = list(job.meta["layers"])
-    names, left_out = _common_elements(described)
-    opened = [_Opened(number, one, arrays) for number, one in enumerate(described)]
-    units = _motors(opened[0].geometry)
+    survey_meta, *fine_meta = job.meta["layers"]
+    survey = _Opened(0, survey_meta, arrays)
     missing = [dict(one) for one in job.meta.get("missing") or ()]
     fine = []
-    for one in opened[1:]:
-        if _motors(one.geometry) == units:
-            fine.append(one)
-        else:
-            reason = f"its motors are {_motors(one.geometry)}, the survey's are {units}"
-            missing.append({"uid": one.uid, "region": one.region, "reason": reason})
+    for number, one in enumerate(fine_meta, 1):
+        try:
+            fine.append(_fit(_Opened(number, one, arrays), survey))
+        except ValueError as error:
+            # One scan that is out of order must not keep the others from the plan that waits.
+            gone = {"uid": str(one["uid"]), "region": str(one.get("region") or "")}
+            missing.append({**gone, "reason": str(error)})
+    if fine_meta and not fine:
+        raise ValueError("; ".join(f"run {one['uid'][:8]}: {one['reason']}" for one in missing))
+    names, left_out = _common_elements([survey.meta, *(one.meta for one in fine)])
     progress(0.05)
-    channels = _common_channels([opened[0], *fine])
+    channels = _common_channels([survey, *fine])
     given = {key: value for key, value in job.parameters.items() if key not in _NOT_DENOISED}
     denoiser = denoiser_of(job, arrays, progress)
     while True:
         work = _Work(denoiser, given)
         made = compose(
-            opened[0].layer(names, channels, opened[0]),
-            [one.layer(names, channels, opened[0]) for one in fine],
+            survey.layer(names, channels, survey),
+            [one.layer(names, channels, survey) for one in fine],
             max_shift=float(job.parameters.get("max_shift", 2.0)),
             denoise=work,
+            check=lambda: progress(0.05),
         )
         rest = [number for number in channels if number not in work.left_out(channels)]
         if len(rest) == len(channels) or not rest:
@@ -90,9 +93,9 @@ def composite_maps(job: InferenceJob, arrays: Arrays, progress: Progress) -> Pro
         channels = rest
     progress(0.9)
     processed = _processed(job, made, work, names, missing, left_out, channels)
-    survey, *others = (one.layer(names, channels, opened[0]) for one in (opened[0], *fine))
+    whole, *others = (one.layer(names, channels, survey) for one in (survey, *fine))
     scale = float((job.meta.get("rescan") or {}).get("scale") or 1.5)
-    note_observed(processed.report["composite"]["layers"], survey, others, made.coarse, scale=scale)
+    note_observed(processed.report["composite"]["layers"], whole, others, made.coarse, scale=scale)
     return processed
 
 
@@ -170,6 +173,19 @@ class _Opened:
         if not dwell or not before or dwell == before:
             return (rate,)
         return (rate, rate * float(before) / float(dwell))
+
+
+def _fit(one: _Opened, survey: _Opened) -> _Opened:
+    """A fine run that can lie on the survey; ValueError with the reason where it cannot."""
+    if _motors(one.geometry) != _motors(survey.geometry):
+        raise ValueError(
+            f"its motors are {_motors(one.geometry)}, the survey's are {_motors(survey.geometry)}"
+        )
+    for what in ("elements", "channels"):
+        if not set(one.meta[what]) & set(survey.meta[what]):
+            raise ValueError(f"its {what} are {one.meta[what]}, the survey's {survey.meta[what]}")
+    one.layer(one.meta["elements"], one.numbers, survey)
+    return one
 
 
 class _Work:

@@ -147,6 +147,7 @@ class Settings(_Strict):
             "superres": 600.0,
             "subspace": 600.0,
             "spectral": 1800.0,
+            "composite": 1800.0,
         }
     )
     """Longest time that one dispatch of a recipe may take before it is cancelled and failed."""
