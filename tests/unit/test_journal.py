@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from inscan.service.journal import Journal, JournalError
+from inscan.service.journal_file import TABLES
 from inscan.service.leases import MAX_CRASHED_WORKERS, MAX_CRASHES, MAX_FAILURES
 from inscan.service.messages import ArraySpec, InferenceJob, InferenceResult, job_key
 
@@ -445,6 +446,50 @@ def test_a_journal_of_a_newer_version_or_of_others_is_refused(tmp_path):
     connection.close()
     with pytest.raises(JournalError, match="something else"):
         Journal(other)
+
+
+def test_a_journal_of_the_version_before_is_brought_up_and_keeps_everything(tmp_path):
+    path = tmp_path / "journal.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(f"{TABLES} PRAGMA user_version = 1;")
+        body = json.dumps({"id": "p1", "run_uid": "run-1", "state": "suggested", "regions": []})
+        connection.execute(
+            "INSERT INTO proposals VALUES ('p1', 'run-1', ?, 'done', 'ada', '', 1.0, 2.0)", (body,)
+        )
+        connection.execute(
+            "INSERT INTO proposal_history VALUES ('p1', 'running', 'plan one', '', 1.5)"
+        )
+    connection.close()
+    journal = Journal(path)
+    assert journal.add_proposal(
+        {"id": "p2", "run_uid": "c", "survey_uid": "run-1", "state": "done"}
+    )
+    old, new = journal.proposals(survey_uid="run-1")
+    assert (old["id"], old["state"], old["attempts"], old["begun"]) == ("p1", "done", 1, [])
+    assert new["id"] == "p2"
+    journal.close()
+    again = Journal(path)  # once is enough
+    assert [one["id"] for one in again.proposals()] == ["p1", "p2"]
+    again.close()
+
+
+def test_notes_of_a_proposal_stay(tmp_path):
+    path = tmp_path / "journal.db"
+    journal = Journal(path)
+    journal.add_proposal({"id": "p1", "run_uid": "run-1", "state": "approved", "regions": []})
+    assert journal.note_proposal("p1", "begun", "x/1", {"region": "1"}, 10.0)
+    assert not journal.note_proposal("p1", "begun", "x/1", {"region": "1"}, 11.0)
+    assert journal.note_proposal("p1", "run", "fine-1", {}, 12.0)
+    assert journal.note_proposal("p1", "measured", "1/fine-1", {"profile": "a"}, 13.0)
+    with pytest.raises(LookupError, match="p9"):
+        journal.note_proposal("p9", "run", "fine-1", {}, 1.0)
+    journal.close()
+    journal = Journal(path)
+    (found,) = journal.proposals(prefix="p")
+    assert [(one["name"], one["at"]) for one in found["begun"]] == [("x/1", 11.0)]
+    assert (found["fine_uids"], found["heard"]) == (["fine-1"], 13.0)
+    assert journal.records("a") == [{"profile": "a"}] and journal.records("b") == []
+    journal.close()
 
 
 class AnyOrder(RuleBasedStateMachine):
