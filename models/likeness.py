@@ -33,6 +33,7 @@ _MOST_COMPARED = (
     1500  # objects whose distances to each other are looked at for the number of groups
 )
 _SAME, _OTHER = 0.6, 1.0  # standard deviations: agrees, differs
+_TELLING = 0.3  # standard deviations from the mean of all objects
 
 
 @dataclass(frozen=True)
@@ -308,9 +309,9 @@ def _explained(
     theirs, usual = np.median(values[wanted], axis=0), np.median(values, axis=0)
     centre = standard[wanted].mean(axis=0)
     apart = np.abs(standard[index] - centre)
-    # What both have in common with everything else says little.
+    # What both have in common with everything else says nothing.
     order = np.argsort(apart - np.abs(centre), kind="stable")
-    same = [int(i) for i in order if apart[i] <= _SAME][:3]
+    same = [int(i) for i in order if apart[i] <= _SAME and abs(centre[i]) > _TELLING][:3]
     other = [int(i) for i in np.argsort(-apart, kind="stable") if apart[i] > _OTHER][:2]
     parts = []
     if same:
@@ -328,7 +329,7 @@ def _explained(
         score,
         tuple(names[i] for i in same),
         tuple(names[i] for i in other),
-        "; ".join(parts) or "near them in everything, in nothing the same",
+        "; ".join(parts) or "not unlike them in anything",
     )
 
 
@@ -338,7 +339,9 @@ def _group_in_words(
     if not inside.any() or inside.all() or not names:
         return "all alike" if inside.all() else "none"
     centre = standard[inside].mean(axis=0)
-    order = [int(i) for i in np.argsort(-np.abs(centre), kind="stable") if abs(centre[i]) > 0.3][:3]
+    order = [
+        int(i) for i in np.argsort(-np.abs(centre), kind="stable") if abs(centre[i]) > _TELLING
+    ][:3]
     told = [
         f"{'high' if centre[i] > 0 else 'low'} {names[i]} "
         f"({np.median(values[inside, i]):.3g}, others {np.median(values[~inside, i]):.3g})"

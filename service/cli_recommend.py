@@ -19,7 +19,9 @@ def recommend(
     like: Annotated[
         list[str] | None,
         typer.Option(
-            "--like", metavar="NUMBER|ROW,COL", help="an object that is wanted (may be repeated)"
+            "--like",
+            metavar="NUMBER|ROW,COL",
+            help="a wanted object: its number, or survey pixel (may be repeated)",
         ),
     ] = None,
     unlike: Annotated[
