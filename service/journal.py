@@ -165,7 +165,9 @@ class Journal(ProposalJournal, CompositeJournal):
         outcome = journal_rows.outcome(run, jobs, self.proposals(run_uid), settled)
         if outcome is not None and run["start"].get("purpose") == "composite":
             told = [self.report(one["key"]).get("composite") for one in jobs]
-            outcome["composite"] = next((one for one in told if one), {"layers": [], "text": outcome["reason"]})
+            outcome["composite"] = next(
+                (one for one in told if one), {"layers": [], "text": outcome["reason"]}
+            )
         return outcome
 
     # Jobs

@@ -44,7 +44,14 @@ def test_everything_a_motor_does_lies_within_its_limits(
 ) -> None:
     soft = SoftLimit(low=low, high=low + span, units=units, run_up=run_up, backlash=backlash)
     refusal = range_refusal(
-        rules(soft_limits={"x": soft}), "x", motor_units, *edges, step, "1", position=position
+        rules(soft_limits={"x": soft}),
+        "x",
+        motor_units,
+        edges[0],
+        edges[1],
+        step,
+        "1",
+        position=position,
     )
     here, there = METRES[units], METRES[motor_units]
     beyond = (2 * step * there if run_up is None else run_up * here) + backlash * here
@@ -71,7 +78,7 @@ def test_everything_a_motor_does_lies_within_its_limits(
 )
 def test_what_cannot_be_compared_is_refused(motor, units, edges, said) -> None:
     limits = rules(soft_limits={"x": SoftLimit(low=-10, high=10, units="um")})
-    refusal = range_refusal(limits, motor, units, *edges, 0.1)
+    refusal = range_refusal(limits, motor, units, edges[0], edges[1], 0.1)
     assert refusal is not None
     assert said in refusal.text
 
@@ -115,8 +122,7 @@ def test_what_one_survey_may_cost_is_counted_over_all_its_regions(
 
 
 def test_a_number_that_is_none_passes_no_limit() -> None:
-    more = {"exposure_s": 1, "area_um2": 1, "dose": 1}
-    refusal = budget_refusal(rules(), Spent(), time_s=math.nan, **more)
+    refusal = budget_refusal(rules(), Spent(), time_s=math.nan, exposure_s=1, area_um2=1, dose=1)
     assert refusal is not None and refusal.rule == "max_time"
 
 

@@ -84,8 +84,8 @@ class AnyOrder(RuleBasedStateMachine):
             "sample_x": SoftLimit(low=0.0, high=46.0, units="um", run_up=1.0),
         }
         more = {"mode": mode, "retries": retries, "soft_limits": soft, "expires": 400.0, **limits}
-        self.rules = shipped.rescan.model_copy(update=more)
-        self.profile = shipped.model_copy(update={"rescan": self.rules})
+        self.allowed = shipped.rescan.model_copy(update=more)
+        self.profile = shipped.model_copy(update={"rescan": self.allowed})
         self.ours = Rescans(self.journal, [self.profile], now=self.clock)
         self.journal.record_run("survey", 1, "sim_xrf", START)
         self.made("survey", ["spots"] * 4)
@@ -291,7 +291,7 @@ class AnyOrder(RuleBasedStateMachine):
     def no_region_is_measured_more_often_than_its_retries_allow(self) -> None:
         times = Counter((proposal, label) for proposal, label, *_ in self.moves)
         if times:
-            assert max(times.values()) <= 1 + self.rules.retries
+            assert max(times.values()) <= 1 + self.allowed.retries
 
     @invariant()
     def no_motor_leaves_its_limits(self) -> None:
@@ -312,12 +312,12 @@ class AnyOrder(RuleBasedStateMachine):
         if not regions:
             return
         for limit, name in (
-            (self.rules.max_time, "time_s"),
-            (self.rules.max_area, "area_um2"),
-            (self.rules.max_exposure, "exposure_s"),
+            (self.allowed.max_time, "time_s"),
+            (self.allowed.max_area, "area_um2"),
+            (self.allowed.max_exposure, "exposure_s"),
         ):
-            assert sum(one[name] for one in regions) <= limit * (1 + 1e-9)
-        assert len(regions) <= self.rules.max_regions
+            assert limit is None or sum(one[name] for one in regions) <= limit * (1 + 1e-9)
+        assert len(regions) <= self.allowed.max_regions
         for here in regions:
             row, col = here["slow_range"][0], here["fast_range"][0]
             dose = sum(
@@ -326,7 +326,7 @@ class AnyOrder(RuleBasedStateMachine):
                 if one["slow_range"][0] <= row < one["slow_range"][1]
                 and one["fast_range"][0] <= col < one["fast_range"][1]
             )
-            assert dose <= self.rules.max_dose * (1 + 1e-9)
+            assert dose <= (self.allowed.max_dose or 0.0) * (1 + 1e-9)
 
     @invariant()
     def states_follow_each_other_as_they_should(self) -> None:
@@ -334,8 +334,8 @@ class AnyOrder(RuleBasedStateMachine):
             states = [step["state"] for step in one["history"]]
             for before, after in zip(states, states[1:], strict=False):
                 assert after in NEXT[before], states
-            assert one["attempts"] <= 1 + self.rules.retries
-            assert one["round"] <= self.rules.max_rounds or one["state"] == "refused"
+            assert one["attempts"] <= 1 + self.allowed.retries
+            assert one["round"] <= self.allowed.max_rounds or one["state"] == "refused"
 
 
 AnyOrder.TestCase.settings = settings(
