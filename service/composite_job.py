@@ -17,10 +17,8 @@ __all__ = ["COMPOSITE", "composite_job", "composite_start", "linked"]
 COMPOSITE = "composite"
 """Recipe, and stream, of composites: `inscan show RUN --stream composite`."""
 _COPIED = ("beamline_id", "sample", "group", "owner", "replay_of", "scan_id", *ACCESS_KEYS)
-_ARRAYS = {
-    "xrf": ("counts", "exposure", "measured", "background", "background_variance"),
-    "txm": ("transmission", "variance", "measured", "signal"),
-}
+_OF_MAPS = ("counts", "exposure", "measured", "background", "background_variance")
+_OF_STACKS = ("transmission", "signal", "variance", "measured")
 _WEIGHTS = ("named_weights", "named_card")
 _OF_LAYER = (
     "elements",
@@ -131,7 +129,7 @@ def linked(folder: Path, jobs: Sequence[InferenceJob]) -> dict[str, ArraySpec]:
     """
     found: dict[str, ArraySpec] = {}
     for number, job in enumerate(jobs):
-        wanted = _ARRAYS.get(str(job.meta.get("technique")), _ARRAYS["xrf"])
+        wanted = _OF_MAPS if "counts" in job.arrays else _OF_STACKS
         for name, spec in job.arrays.items():
             if name in wanted:
                 own = f"{number}.{name}"
