@@ -89,7 +89,9 @@ def _list_row(proposal: Proposal, scans: Mapping[str, Any], now: float) -> dict[
 
 
 def _rule(proposal: Proposal) -> str:
-    """The rule that closed a proposal; who wants more asks for the proposal itself."""
+    """What it waits for on its way into a queue, or the rule that closed it: who wants more asks for that proposal."""
+    if proposal.get("state") in _OPEN and proposal.get("queue"):
+        return str(proposal["queue"])
     if proposal.get("state") not in ("refused", "failed", "expired"):
         return ""
     rule, colon, _ = str(proposal.get("reason") or "").partition(": ")
@@ -193,6 +195,8 @@ def _head(proposal: Proposal, scan: Any, now: float) -> RenderableType:
         facts["expires"] = _clock(expires) + (
             f" (in {duration(left)})" if proposal.get("state") in _OPEN and left > 0 else ""
         )
+    if proposal.get("queue"):
+        facts["waits for"] = str(proposal["queue"])
     if proposal.get("attempts"):
         facts["taken"] = _counted(int(proposal["attempts"]), "time", "times")
     if proposal.get("fine_uids"):

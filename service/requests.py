@@ -123,7 +123,7 @@ class Requests:
         return {"proposals": self._queue.told(self._journal.proposals(run_uid, state))}
 
     def _proposal(self, proposal: str) -> Mapping[str, Any]:
-        return {"proposal": self._rescans.find(proposal)}
+        return {"proposal": self._queue.told([self._rescans.find(proposal)])[0]}
 
     def _approve(self, proposal: str, who: str, reason: str = "") -> Mapping[str, Any]:
         return self._rescans.approve(proposal, who, reason)

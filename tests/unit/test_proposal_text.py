@@ -166,6 +166,13 @@ def test_the_list_fits_a_terminal(width: int) -> None:
     assert "1 proposal" in printed([listed([PROPOSAL], {}, NOW)], width)
 
 
+def test_what_a_proposal_waits_for_in_a_queue_is_said() -> None:
+    waits = PROPOSAL | {"state": "approved", "through": "queue", "queue": "environment is closed"}
+    assert "environment" in printed([listed([waits], {}, NOW)])
+    text = printed(described(waits, 41, NOW))
+    assert "waits for  environment is closed" in text and "taken through the queue server" in text
+
+
 def test_an_approval_says_who_goes_on_and_until_when() -> None:
     text = followed_by(PROPOSAL, NOW)
     assert "the plan that waits for this scan takes it" in text
