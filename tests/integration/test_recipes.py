@@ -117,3 +117,25 @@ def test_a_stack_takes_energies_and_flats(tmp_path: Path) -> None:
     assert np.sqrt(np.mean((made["values"].values - stack) ** 2)) < 0.5 * np.sqrt(
         arrays["variance"].mean()
     )
+
+
+def test_a_stack_names_the_place_that_denoising_would_leave_out() -> None:
+    at = np.linspace(8310.0, 8390.0, 24)
+    r, c = np.indices((48, 48))
+    other = np.exp(-((r - 30) ** 2 + (c - 18) ** 2) / (2 * 2.5**2))
+    thick = np.clip((21 - np.hypot(r - 24, c - 24)) / 5, 0, 1)
+    pure, mixed = (
+        0.2 + 0.9 / (1 + np.exp(-(at - edge) / 1.5))[:, None, None] for edge in (8345.0, 8347.0)
+    )
+    stack = np.exp(-thick * (pure * (1 - other) + mixed * other))
+    drawn = (np.random.default_rng(0).poisson(800 * stack) / 800).astype("f4")
+    arrays = {"transmission": drawn, "variance": (stack / 800).astype("f4")}
+    wanted = RESCAN | {"targets": ["chemistry"], "scale": 1.5}
+    made = process(job("subspace", energies_ev=at.tolist(), rescan=wanted), arrays, silent)
+    assert made.regions and "eV" in made.regions[0]["reason"]
+    for region in made.regions:
+        r0, r1, c0, c1 = region["box"]
+        assert r0 <= 30 < r1 and c0 <= 18 < c1 and region["target"] == "chemistry"
+        assert set(region["relative_sigma"]) == {"transmission"}
+    again = job("subspace", "snapshot", energies_ev=at.tolist(), rescan=wanted)
+    assert process(again, arrays, silent).regions == []
