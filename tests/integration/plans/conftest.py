@@ -23,6 +23,7 @@ RULES = {
     "max_time": 1e6,
     "max_regions": 40,
     "max_rounds": 20,
+    "least_worth": 0,
     "retries": 0,
     "step_factor": 0.5,
     "dwell_factor": 10,

@@ -1,11 +1,24 @@
 """A service that is killed outright, and another one that takes over. Last of its folder: no service is left."""
 
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 from inscan.callbacks.plans import coarse_to_fine, measure_proposal
 
 
-def test_a_service_that_is_killed_and_one_that_takes_over(microscope, survey, until):
+@pytest.fixture
+def last(microscope: Any) -> Iterator[Any]:
+    """The microscope; whatever happens, no service is left."""
+    try:
+        yield microscope
+    finally:
+        microscope.close()
+
+
+def test_a_service_that_is_killed_and_one_that_takes_over(last, survey, until):
+    microscope = last
     name = microscope.approved(survey)
     done_one = []
 
@@ -42,4 +55,3 @@ def test_a_service_that_is_killed_and_one_that_takes_over(microscope, survey, un
         lambda: microscope.proposal(name)["state"] == "failed" and microscope.proposal(name)
     )
     assert told["fine_uids"] == done.runs
-    microscope.close()
