@@ -595,7 +595,8 @@ def test_the_fast_motor_runs_up_and_the_slow_one_comes_from_one_side(tmp_path, r
     run_engine(plan)
     assert went["sample_y"] == [0.5, 1.0, 2.0]
     assert went["sample_x"] == [-5.0, 5.0, *((5.0, -5.0) if snake else (-5.0, 5.0))]
-    for beyond in ({"run_up": 7.5}, {"backlash": 12.0}):
+    too_far: tuple[dict[str, Any], ...] = ({"run_up": 7.5}, {"backlash": 12.0})
+    for beyond in too_far:
         with pytest.raises(LimitError):
             run_engine(fly_raster(beamline.xs_fly, *raster, dwell=0.01, **beyond))
 

@@ -56,6 +56,7 @@ class Rules:
         """Outcomes of the next composites instead of done."""
         self.refuse: dict[str, str] = {}
         self.earlier: list[str] = []
+        self.survey = ""
         store.answers["rescan_update"] = self.update
 
     def update(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -392,7 +393,6 @@ class Rounds(Rules):
     def __init__(self, store: Any, rounds: int) -> None:
         super().__init__(store)
         self.layers = [found_at(0.0, 0.0)]
-        self.survey = ""
         self.all: list[str] = []
         self._left = rounds
         store.coming.append({"status": "done", "proposals": [wanting("r1", 1)]})
