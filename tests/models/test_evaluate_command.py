@@ -7,6 +7,9 @@ from typer.testing import CliRunner
 
 from inscan.service.cli import app
 
+# Every family and count, with what rescans cost: some seconds of an idle core.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
