@@ -8,6 +8,7 @@ import pytest
 
 from inscan.callbacks.composite_uid import composite_uid
 from inscan.callbacks.plans import measure_proposal
+from inscan.callbacks.request import NoServiceError
 from inscan.service.export import export_run
 from inscan.service.messages import derived_uid
 from inscan.service.results import Results
@@ -115,7 +116,15 @@ def restarted(microscope: Any, measured: Any, survey: str) -> tuple[list[str], l
     assert again.state == "done", again.notes
     microscope.kill()
     microscope.serve()
+    microscope.until(lambda: _at_work(microscope), 90)
     return before, list(again.runs)
+
+
+def _at_work(microscope: Any) -> bool:
+    try:
+        return bool(microscope.ask("status")["workers"])
+    except NoServiceError:
+        return False
 
 
 def test_a_service_that_is_killed_in_between_makes_one_all_the_same(
