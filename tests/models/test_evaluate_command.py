@@ -40,11 +40,10 @@ def test_the_file_says_how_it_came_about(done):
     assert document["versions"]["torch"] and document["machine"]["cores"] >= 1
     rows = document["rows"]
     assert {row["method"] for row in rows} >= {"random", "inscan"}
-    single = [row for row in rows if row["case"] == "cells, 10 counts"]
-    assert len(single) > 8 and {row["seeds"] for row in single if "n2n" not in row["method"]} <= {
-        1,
-        6,
-    }
+    measured = {row["method"]: row["seeds"] for row in rows if row["case"] == "cells, 10 counts"}
+    assert measured["random"] == measured["inscan"] == 1
+    # Stored before: they say on how many seeds.
+    assert measured["n2n map"] == len(document["networks"]["seeds"]) > 1
     assert any(row["case"] == "rescans, all families, 3 counts" for row in rows)
 
 
