@@ -5,15 +5,14 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bluesky.protocols import Readable
 from bluesky.utils import Msg
 
 from inscan.callbacks.plan_waiting import STOPPING
 
 __all__ = ["Check", "Context", "read_checks", "read_context"]
 
-Context = Callable[[], Mapping[str, Any]] | Mapping[str, Readable]
-"""State of the beamline: a function that returns it, or what to read for each name."""
+Context = Callable[[], Mapping[str, Any]] | Mapping[str, Any]
+"""State of the beamline: a function that returns it, or the device to read for each name."""
 _TRIES = 3
 
 
