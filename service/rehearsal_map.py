@@ -90,9 +90,10 @@ class MapRehearsal:
 
     def fine(self, region: Mapping[str, Any], proposal: Mapping[str, Any]) -> Any:
         """Map a proposed region as finely and as long as the stored run did, but not finer than proposed."""
-        wanted = proposal.get("step") or self.microscope.step
+        asked = {**proposal, **region}
+        wanted = asked.get("step") or self.microscope.step
         step = (max(wanted[0], self.microscope.step[0]), max(wanted[1], self.microscope.step[1]))
-        dwell = min(float(proposal.get("dwell") or self.dwell), self.dwell)
+        dwell = min(float(asked.get("dwell") or self.dwell), self.dwell)
         return self.raster(region["slow_range"], region["fast_range"], step, dwell, {})
 
 

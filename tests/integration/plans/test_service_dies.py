@@ -41,7 +41,7 @@ def test_a_service_that_is_killed_and_one_that_takes_over(last, survey, until):
             microscope.names["survey"](step=1.0, dwell=0.1),
             microscope.names["inscan"],
             microscope.names["fine"],
-            timeout=60,
+            timeout=110,
         )
     )
     stops = len(microscope.stops)
