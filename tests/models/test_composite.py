@@ -41,7 +41,7 @@ class Bench:
             half = CELLS // 2
             blocks = self.sample.reshape(4, SIDE, CELLS, SIDE, CELLS)
             seen = blocks[:, :, half - 3 : half + 3, :, half - 3 : half + 3].mean((2, 4))
-        centres = np.arange(SIDE) * 1.0
+        centres = np.arange(SIDE, dtype=np.float64)
         counts = rng.poisson(seen * self.peak).astype(float)
         return Layer("survey", NAMES, counts, np.ones((SIDE, SIDE)), centres, centres)
 
