@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import gaussian_filter, maximum_filter
 
 from inscan.models.matched_filter import (
     Floor,
@@ -26,6 +26,7 @@ from inscan.models.region_input import counted
 __all__ = ["PixelRegion", "doubtful_regions", "find_regions", "significance_map"]
 
 _FALSE_ALARM = 0.01
+_OTHERS = 1.0  # pixels over which what other elements predict is averaged
 _STRONGER = 1.3  # a wide template must beat the narrow one by so much to be what is there
 
 
@@ -34,6 +35,7 @@ def find_regions(
     *,
     element: int | Sequence[int] | Literal["any", "unlike"] | None = None,
     together: Sequence[int] = (),
+    beside_others: bool = False,
     measured: ArrayLike | None = None,
     exposure: ArrayLike | None = None,
     background: ArrayLike | None = None,
@@ -59,6 +61,10 @@ def find_regions(
     together : sequence of int
         Elements whose counts are added up and searched as one besides: a place that is weak in
         each of them may be clear in their sum.
+    beside_others : bool
+        Take what the other elements predict, smoothed, as background where it is higher: an
+        inclusion of a trace element, not the structure that it shares with bright ones. Milder
+        than "unlike", which takes their counts pixel by pixel.
     measured : array of bool, shape (row, col), optional
         Which pixels were measured.
     exposure : array of shape (row, col) or that of `counts`, optional
@@ -112,12 +118,10 @@ def find_regions(
     if not (light > 0).any() or not searched:
         return []
     floor = _known(background, background_variance, groups, light, (n_elements, rows, cols))
-    if element == "unlike":
+    unlike = element == "unlike"
+    if unlike or beside_others:
         other = predicted_by_others(maps, light, groups)
-        if floor is not None:
-            lower = other.mean < floor.mean
-            other.mean[lower], other.variance[lower] = floor.mean[lower], floor.variance[lower]
-        floor = other
+        floor = _higher(other if unlike else _smooth(other, light), floor)
     threshold = float(np.sqrt(2 * max(min_score or 0.0, 0.0)))
     if false_alarm is not None or min_score is None:
         chance = _FALSE_ALARM if false_alarm is None else false_alarm
@@ -139,7 +143,7 @@ def find_regions(
             pad_px,
             " + ".join(names[k] if names is not None else f"element {k}" for k in groups[which]),
             "the other elements and the surroundings"
-            if element == "unlike"
+            if unlike or beside_others
             else "the surroundings",
         )
     return [
@@ -323,6 +327,24 @@ def _known(
         return np.stack([given[list(group)].sum(axis=0) for group in groups])
 
     return Floor(of_groups(background), of_groups(variance))
+
+
+def _smooth(floor: Floor, light: NDArray[np.float32]) -> Floor:
+    """What others predict on average around each pixel: their noise is not to hide, or make, a place."""
+    around = gaussian_filter(light, (0, _OTHERS, _OTHERS))
+    # Per exposure, lest a dropout be given the light of its neighbours.
+    mean = gaussian_filter(floor.mean, (0, _OTHERS, _OTHERS)) / np.maximum(around, 1e-3) * light
+    return Floor(mean.astype(np.float32), np.zeros_like(floor.variance))
+
+
+def _higher(one: Floor, other: Floor | None) -> Floor:
+    """The higher of two floors, pixel by pixel."""
+    if other is None:
+        return one
+    lower = one.mean < other.mean
+    return Floor(
+        np.where(lower, other.mean, one.mean), np.where(lower, other.variance, one.variance)
+    )
 
 
 def _of_element(

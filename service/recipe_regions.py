@@ -93,6 +93,8 @@ def map_regions(
             counts,
             element=chosen or "unlike",
             together=[names.index(name) for name in wanted.get("together") or () if name in names],
+            # A spot of a line that was asked for, not every bright nucleus that has a little of it.
+            beside_others=bool(chosen),
             measured=measured,
             exposure=exposure,
             background=background,

@@ -61,6 +61,19 @@ def test_a_spot_says_its_light_and_what_its_surroundings_predict() -> None:
     assert 0 < spot["relative_sigma"]["Zn_K"] < 0.4
 
 
+def test_structure_shared_with_a_bright_element_is_no_spot_of_a_line_that_was_asked_for() -> None:
+    counts, _ = survey()
+    r, c = np.indices(SHAPE[1:])
+    nuclei = sum(np.exp(-((r - row) ** 2 + (c - 36) ** 2) / (2 * 1.5**2)) for row in (12, 36))
+    rng = np.random.default_rng(2)
+    counts[0] += rng.poisson(200 * nuclei)
+    counts[2] += rng.poisson(14 * nuclei)
+    (spot,) = found({"elements": ["Zn_K"]}, counts=counts)
+    r0, r1, c0, c1 = spot["box"]
+    assert r0 <= 30 < r1 and c0 <= 14 < c1
+    assert "the other elements and the surroundings predict" in spot["reason"]
+
+
 def test_background_goes_with_the_light_of_the_box() -> None:
     counts, mean = survey()
     light = np.ones(SHAPE[1:])

@@ -69,6 +69,48 @@ def test_unlike_passes_over_spots_that_the_other_elements_share():
     assert _inside(found[0], 48, 16)
 
 
+def _nuclei_with_a_planted_inclusion(light: np.ndarray | float = 1.0):
+    """Counts of a bright element and a trace of it in the same two nuclei; more of the trace on one of them."""
+    nuclei = _spot((64, 64), 20, 20, 2.0, 1.0) + _spot((64, 64), 44, 40, 2.0, 1.0)
+    trace = 0.5 + 12 * nuclei + _spot((64, 64), 45, 41, 0.8, 40.0)
+    return np.random.default_rng(6).poisson(light * np.stack([2 + 150 * nuclei, trace]))
+
+
+def test_a_nucleus_with_a_little_trace_is_no_inclusion_beside_others_but_what_lies_on_it_is():
+    counts = _nuclei_with_a_planted_inclusion()
+    asked = {"element": 1, "scale_px": 0.75, "names": ["K_K", "Fe_K"]}
+    plain = find_regions(counts, **asked)
+    assert any(_inside(region, 20, 20) for region in plain)
+    assert all("where the surroundings predict" in region.reason for region in plain)
+    (found,) = find_regions(counts, beside_others=True, **asked)
+    assert _inside(found, 45, 41) and not _inside(found, 20, 20)
+    assert found.element == 1 and "the other elements and the surroundings" in found.reason
+
+
+def test_what_others_predict_goes_with_the_exposure():
+    """An inclusion in rows that had a tenth of the light is not hidden by the light of the rows beside them."""
+    light = np.ones((64, 64))
+    light[44:47] = 0.1
+    counts = _nuclei_with_a_planted_inclusion(light)
+    (found,) = find_regions(counts, element=1, beside_others=True, exposure=light, scale_px=0.75)
+    assert _inside(found, 45, 41)
+
+
+def test_the_higher_of_a_known_background_and_what_others_predict_counts():
+    counts = _nuclei_with_a_planted_inclusion()
+    known = np.zeros(counts.shape)
+    known[1] = _spot((64, 64), 45, 41, 0.8, 40.0) + _spot((64, 64), 44, 40, 2.0, 12.0) + 0.5
+    asked = {"element": 1, "scale_px": 0.75, "background": known}
+    assert [_inside(r, 20, 20) for r in find_regions(counts, **asked)] == [True]
+    assert find_regions(counts, beside_others=True, **asked) == []
+
+
+def test_beside_others_changes_nothing_where_there_are_none():
+    counts = _nuclei_with_a_planted_inclusion()[1]
+    ours = find_regions(counts, beside_others=True)
+    assert [r.box for r in ours] == [r.box for r in find_regions(counts)] != []
+
+
 def test_masked_pixels_take_no_part():
     rng = np.random.default_rng(2)
     counts = rng.poisson(2.0, (1, 40, 40)).astype(float)
