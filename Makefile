@@ -17,6 +17,8 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?= --numprocesses 2 --dist loadfile
 SEEDS ?= 10
+# Ten inclusions a map are few: intervals of regions need more maps, and a map takes a second.
+REGION_SEEDS ?= 20
 
 .PHONY: setup demo test lint bench evaluate measured clean
 
@@ -45,8 +47,9 @@ bench: setup
 	$(BIN)/python benchmarks/run_all.py
 
 evaluate: setup
-	for method in n2n superres subspace spectral regions; do \
+	for method in n2n superres subspace spectral; do \
 	  $(BIN)/inscan evaluate $$method --seeds $(SEEDS) --out docs/evaluation || exit 1; done
+	$(BIN)/inscan evaluate regions --seeds $(REGION_SEEDS) --out docs/evaluation
 
 measured: setup
 	@test -d "$(DATA)" || { echo "make measured: DATA=$(DATA) is no folder; name the one with the measured files"; exit 2; }

@@ -25,7 +25,7 @@ _PEERS = (
     "raw trace counts",
     "inscan, significance map",
     "inscan",
-    "inscan, others as background",
+    "inscan, surroundings alone",
     "limit: background known",
     "oracle",
 )

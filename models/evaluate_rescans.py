@@ -39,7 +39,7 @@ SCENARIOS: tuple[tuple[ScanCosts, int], ...] = (
 """Costs, and fine pixels to a survey pixel on each axis. The first is what all other figures are for."""
 _UNTIL = (
     "inscan",
-    "inscan, others as background",
+    "inscan, surroundings alone",
     "raw trace counts",
     "peak intensity (sum)",
     "oracle",

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from inscan.models import n2n, superres
 from inscan.models.likeness import cluster
-from inscan.models.matched_filter import predicted_by_others, significance_threshold
+from inscan.models.matched_filter import significance_threshold
 from inscan.models.objects import segment
 from inscan.models.region_cases import SIDE, Survey
 from inscan.models.regions import find_regions, significance_map
@@ -43,7 +42,6 @@ SCALE = 0.75
 USUAL_SCALE = 1.5
 """What profiles have unless they say otherwise."""
 _MOST = 1000
-_SMOOTH = 1.0  # survey pixels
 _SCALE = 2  # of super-resolution
 _SIGMAS = 2.0
 
@@ -90,21 +88,21 @@ def rankings(survey: Survey, found: Mapping[str, list[Box]]) -> dict[str, list[B
 
 
 def proposals(survey: Survey) -> dict[str, list[Box]]:
-    """What `find_regions` finds above the threshold, strongest first, asked as the service asks it.
+    """What `find_regions` finds above the threshold, strongest first.
 
-    ``inscan``: told the trace elements and the size of what is looked for, as a profile says it. ``default scale``:
-    not told the size. ``unlike the rest``: not told the elements either way, but for what the others do not predict.
-    ``others as background``: told both, and what the other elements predict is given as known background.
+    ``inscan``: as the service asks where a profile names the trace elements and the size of what is looked for: what
+    the other elements predict is background. ``default scale``: not told the size. ``surroundings alone``: told both,
+    against the surroundings alone. ``unlike the rest``: as the service asks where no elements are named.
     """
-    mask = np.ones((1, *survey.counts.shape[1:]), dtype=np.float32)
-    predicted = gaussian_filter(
-        predicted_by_others(survey.counts, mask).mean, (0, _SMOOTH, _SMOOTH)
-    )
     traces = list(survey.traces)
     asked: dict[str, dict[str, Any]] = {
-        "inscan": {"element": traces},
-        "inscan, default scale": {"element": traces, "scale_px": sizes(USUAL_SCALE)},
-        "inscan, others as background": {"element": traces, "background": predicted},
+        "inscan": {"element": traces, "beside_others": True},
+        "inscan, default scale": {
+            "element": traces,
+            "beside_others": True,
+            "scale_px": sizes(USUAL_SCALE),
+        },
+        "inscan, surroundings alone": {"element": traces},
         "inscan, unlike the rest": {"element": "unlike"},
     }
     usual = {

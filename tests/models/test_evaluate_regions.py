@@ -122,6 +122,13 @@ def test_detection_on_counts_takes_least_of_the_field(done):
     assert len(found.curves["tissue, 10 counts"]["inscan"]) > 20
 
 
+def test_what_the_service_asks_leaves_out_structure_shared_with_bright_elements():
+    here = survey("star", SEED, 40.0)
+    found = proposals(here)
+    assert held_share(here, with_margin(found["inscan"])) == 1
+    assert len(found["inscan"]) < len(found["inscan, surroundings alone"]) / 2
+
+
 def test_weaker_inclusions_take_more(done):
     rows = done[0].rows
     strong, weak = (
