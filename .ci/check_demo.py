@@ -41,7 +41,7 @@ def check(out: Path, answer: dict) -> list[str]:
             if not derived.start["provenance"]["weights_sha256"]:
                 wrong.append(f"{run['result_uid']}: no weights in the provenance")
             if run["purpose"] == "fine":
-                for key in ("parent_uid", "region", "proposal"):
+                for key in ("parent_uid", "region", "rescan_proposal"):
                     if not start.get(key):
                         wrong.append(f"fine run {run['uid']} does not name its {key}")
         wrong += _composite(answer, processed)

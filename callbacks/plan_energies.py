@@ -96,8 +96,8 @@ def survey_then_energies(
         The one subscribed to this RunEngine.
     energies_plan : callable
         (energies in eV, proposal) -> plan of one stack at these energies, at the same place; ``proposal`` has
-        ``exposure_factor``. Its runs get ``purpose``, ``parent_uid``, ``proposal`` (id) and ``region`` (the round) in
-        their start documents.
+        ``exposure_factor``. Its runs get ``purpose``, ``parent_uid``, ``rescan_proposal`` (id) and ``region`` (the
+        round) in their start documents.
     timeout : float
         Seconds to wait for each outcome. Without it nothing moves.
     max_rounds : int, optional
@@ -217,7 +217,7 @@ class _Round:
         marks = {
             "purpose": "fine",
             "parent_uid": self.done.survey_uid,
-            "proposal": self.proposal["id"],
+            "rescan_proposal": self.proposal["id"],
             "region": f"energies-{self.proposal.get('round') or self.done.rounds + 1}",
         }
         plan = marked(energies_plan(energies, self.proposal), marks)

@@ -104,7 +104,7 @@ def measure_proposal(
     fine_plan : callable
         (region, proposal) -> plan of one fine scan. ``region`` has ``slow_range`` and ``fast_range`` in motor
         units (moved by the drift that is followed, also given as ``shift``), ``step`` and ``dwell``;
-        ``proposal`` is the whole proposal. Its runs get ``purpose``, ``parent_uid``, ``proposal`` (id) and
+        ``proposal`` is the whole proposal. Its runs get ``purpose``, ``parent_uid``, ``rescan_proposal`` (id) and
         ``region`` (label) in their start documents.
     checks : sequence of Check
         Read before each region; one that does not hold ends the proposal.
@@ -281,7 +281,7 @@ class _Proposal:
         marks = {
             "purpose": "fine",
             "parent_uid": self.drift.survey_uid,
-            "proposal": self.proposal["id"],
+            "rescan_proposal": self.proposal["id"],
             "region": region.get("label", ""),
         }
         plan = marked(self.fine_plan(self.drift.moved(region), self.proposal), marks)

@@ -24,6 +24,7 @@ _COPIED = (
     "tiled_access_tags",
     "parent_uid",
     "region",
+    "rescan_proposal",
     "replay_of",
 )
 _LOOKED_FOR = {

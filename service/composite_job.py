@@ -81,7 +81,7 @@ def composite_job(
         {
             "uid": one.run_uid,
             "region": str(one.meta.get("region") or ""),
-            "proposal": str(one.meta.get("proposal") or ""),
+            "proposal": str(one.meta.get("rescan_proposal") or ""),
             "input_digest": one.input_digest,
             **{name: one.meta[name] for name in _OF_LAYER if name in one.meta},
         }

@@ -240,7 +240,7 @@ class Composites:
 
     def _proposal(self, fine: Sequence[str]) -> str:
         run = self._journal.run(fine[-1])
-        return "" if run is None else str(run["start"].get("proposal") or "")
+        return "" if run is None else str(run["start"].get("rescan_proposal") or "")
 
     def _give_up(self, uid: str, survey_uid: str, fine: Sequence[str], reason: str) -> None:
         """Whoever waits for it must hear that it will not come."""

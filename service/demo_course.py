@@ -94,7 +94,7 @@ class Course:
             "purpose": start.get("purpose", "survey"),
             "parent_uid": start.get("parent_uid"),
             "region": start.get("region"),
-            "proposal": start.get("proposal"),
+            "proposal": start.get("rescan_proposal"),
             "exit_status": self.exits.get(uid),
             "result_uid": None if result is None else result.result_uid,
             "verdict": None if result is None else result.verdict,

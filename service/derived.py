@@ -24,6 +24,7 @@ COPIED_KEYS = (
     "owner",
     "parent_uid",
     "region",
+    "rescan_proposal",
     "replay_of",
 )
 """Copied from the raw start document where it has them, so that people find both runs by the same words."""

@@ -119,7 +119,7 @@ def marks_of(proposal: Mapping[str, Any]) -> dict[str, Any]:
     labels = [str(region.get("label", "")) for region in proposal.get("regions") or ()]
     return {
         "parent_uid": str(proposal.get("survey_uid") or proposal["run_uid"]),
-        "proposal": proposal["id"],
+        "rescan_proposal": proposal["id"],
         "regions": labels[:_MOST_LABELS],
         "inscan": {"version": version("inscan"), "attempt": attempt(proposal)},
     }

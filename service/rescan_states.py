@@ -283,8 +283,8 @@ class Rescans:
             told = self._journal.report(job["key"]).get("composite") or {}
             for layer in told.get("layers") or ():
                 run = self._journal.run(str(layer.get("uid")))
-                if run is not None and run["start"].get("proposal"):
-                    layers.setdefault(str(run["start"]["proposal"]), []).append(
+                if run is not None and run["start"].get("rescan_proposal"):
+                    layers.setdefault(str(run["start"]["rescan_proposal"]), []).append(
                         {**layer, "region": run["start"].get("region")}
                     )
         kept = []
@@ -312,7 +312,7 @@ class Rescans:
         times = [
             run["updated"]
             for run in self._journal.runs()
-            if run["start"].get("proposal") == proposal["id"]
+            if run["start"].get("rescan_proposal") == proposal["id"]
         ]
         return self._now() - max(times, default=0.0) > after
 

@@ -283,7 +283,7 @@ def measured(desk: Desk, name: str, region: dict[str, Any]) -> None:
     begun = desk.rescans.update(name, "plan-1", "running", region=region["label"])
     assert begun["ok"], begun["reason"]
     rows, cols = region["shape"]
-    start = {"scan_id": 8102, "purpose": "fine", "parent_uid": SURVEY, "proposal": name}
+    start = {"scan_id": 8102, "purpose": "fine", "parent_uid": SURVEY, "rescan_proposal": name}
     slow, fast = (tuple(axis) for axis in region["extents"])
     meta = {"technique": "xrf", "geometry": geometry(rows, cols, slow, fast), "elements": LINES}
     maps = np.random.default_rng(2).poisson(50.0, (3, rows, cols)).astype(np.float32)

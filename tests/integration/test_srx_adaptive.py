@@ -98,7 +98,7 @@ def test_a_fly_scan_finds_a_grain_and_looks_at_it_again(
     (proposal,) = request(state, "proposals")["proposals"]
     assert proposal["state"] == "done" and proposal["fine_uids"] == [fine["uid"]]
     assert (fine["purpose"], fine["parent_uid"]) == ("fine", survey["uid"])
-    assert fine["proposal"] == proposal["id"]
+    assert fine["rescan_proposal"] == proposal["id"]
     (region,) = proposal["regions"]
     assert proposal["motors"] == ["nano_stage_sy", "nano_stage_sx"]
     for (low, high), at in zip((region["slow_range"], region["fast_range"]), GRAIN, strict=True):

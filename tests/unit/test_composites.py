@@ -163,7 +163,7 @@ def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
 
 
 def fine(one: Rig, uid: str, **start: Any) -> None:
-    marks = {"purpose": "fine", "parent_uid": "survey", "proposal": "p", "region": uid}
+    marks = {"purpose": "fine", "parent_uid": "survey", "rescan_proposal": "p", "region": uid}
     one.measured(uid, **{**marks, **start})
 
 

@@ -312,7 +312,7 @@ def test_fly_run_writes_every_pixel_and_announces_rows(tmp_path, run_engine, doc
             *(beamline.sample_y, -4.0, 4.0, 3, beamline.sample_x, -8.0, 8.0, 9),
             dwell=0.1,
             snake=snake,
-            md={"purpose": "fine", "parent_uid": "abc", "proposal": "p", "region": 0},
+            md={"purpose": "fine", "parent_uid": "abc", "rescan_proposal": "p", "region": 0},
         )
     )
     found, _ = documents

@@ -234,7 +234,7 @@ class AnyOrder(RuleBasedStateMachine):
         if key not in self.moves:
             uid = f"fine-{len(self.moves)}"
             self.moves[key] = {"region": region, "shift": shift or (0.0, 0.0), "uid": uid}
-            marks = {"purpose": "fine", "parent_uid": "survey", "proposal": proposal["id"]}
+            marks = {"purpose": "fine", "parent_uid": "survey", "rescan_proposal": proposal["id"]}
             start = {**START, "uid": uid, **marks, "region": region["label"]}
             self.journal.record_run(uid, None, "sim_xrf", start)
             runs.append(uid)

@@ -203,7 +203,12 @@ def rescanned(journal: Journal, ours: Rescans, number: int, slower: float) -> di
     assert journal.add_proposal(proposal)
     name, (region,) = proposal["id"], proposal["regions"]
     assert ours.update(name, "one", "running", region=region["label"])["ok"]
-    marks = {"purpose": "fine", "parent_uid": survey, "proposal": name, "region": region["label"]}
+    marks = {
+        "purpose": "fine",
+        "parent_uid": survey,
+        "rescan_proposal": name,
+        "region": region["label"],
+    }
     journal.record_run(fine, number, "sim_xrf", {**START, "uid": fine, **marks})
     took = region["predicted"]["scan_s"] * slower
     assert journal.add_job(job(fine, start_time=1000.0, stop_time=1000.0 + took))

@@ -408,7 +408,13 @@ def test_budgets_are_of_the_survey_and_looked_at_again_when_somebody_approves(
 def composite(journal: Journal, *fine: tuple[str, str, str]) -> InferenceJob:
     """A composite of the survey and fine runs (uid, proposal, region), as the service records it."""
     for uid, proposal, region in fine:
-        start = {**START, "uid": uid, "purpose": "fine", "proposal": proposal, "region": region}
+        start = {
+            **START,
+            "uid": uid,
+            "purpose": "fine",
+            "rescan_proposal": proposal,
+            "region": region,
+        }
         journal.record_run(uid, None, "sim_xrf", {**start, "parent_uid": "survey"})
     uid = f"composite-{len(fine)}"
     start = {"uid": uid, "purpose": "composite", "parent_uid": "survey", "beamline_id": "sim_xrf"}
@@ -584,7 +590,7 @@ def test_a_run_of_a_silent_plan_is_a_sign_of_life(journal: Journal) -> None:
     ours = rescans(journal, clock, expires=100.0)
     name = suggested(journal, ours)
     assert ours.update(name, "one", "running", region="1-Ca_K")["ok"]
-    start = {**START, "uid": "fine", "proposal": name, "region": "1-Ca_K", "purpose": "fine"}
+    start = {**START, "uid": "fine", "rescan_proposal": name, "region": "1-Ca_K", "purpose": "fine"}
     journal.record_run("fine", None, "sim_xrf", start)  # now, long after the clock of this test
     clock.now += 200
     assert ours.expire() == 0

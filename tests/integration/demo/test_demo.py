@@ -110,7 +110,7 @@ def test_uids_resolve_in_tiled(demo, client):
     for run in fines:
         start = client["raw"][run["uid"]].metadata["start"]
         assert start["parent_uid"] == survey["uid"]
-        assert start["region"] == run["region"] and start["proposal"] == run["proposal"]
+        assert start["region"] == run["region"] and start["rescan_proposal"] == run["proposal"]
         assert start["scan"]["dwell"] == 0.02
     # As the environment said.
     assert client["raw"][survey["uid"]]["primary"]["xs_mcaroi"].read().shape[1] == 2

@@ -130,12 +130,12 @@ def test_rounds_go_on_until_the_energies_suffice(connected, beamline, store, rul
     assert [start["purpose"] for start in beamline.starts] == ["survey", "fine", "fine"]
     first, second = beamline.starts[1:]
     assert found.fine_uids == [first["uid"], second["uid"]]
-    assert (first["parent_uid"], first["proposal"], first["region"]) == (
+    assert (first["parent_uid"], first["rescan_proposal"], first["region"]) == (
         found.survey_uid,
         "p1",
         "energies-1",
     )
-    assert (second["parent_uid"], second["proposal"]) == (found.survey_uid, "p2")
+    assert (second["parent_uid"], second["rescan_proposal"]) == (found.survey_uid, "p2")
     assert [out["run"] for out in found.outcomes] == [
         found.survey_uid,
         composite_uid(found.survey_uid, found.fine_uids[:1]),

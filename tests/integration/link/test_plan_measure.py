@@ -421,7 +421,7 @@ def test_rounds_go_on_until_nothing_is_left(connected, beamline, store):
     assert done.reached == {"Fe_K": {"median": pytest.approx(0.1 / 3), "share_above": 0.0}}
     assert len(done.fine_uids) == 3 and done.spent_s >= 30.0
     assert beamline.starts[0]["inscan"] == {"precision": {"Fe_K": 0.1}}
-    assert [start["proposal"] for start in beamline.fine_starts] == ["r1", "r2", "r3"]
+    assert [start["rescan_proposal"] for start in beamline.fine_starts] == ["r1", "r2", "r3"]
     assert {start["parent_uid"] for start in beamline.fine_starts} == {done.survey_uid}
 
 

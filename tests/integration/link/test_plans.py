@@ -192,7 +192,7 @@ def test_survey_then_fine_scans_of_what_is_approved(connected, beamline, store):
     assert result.survey_uids == [survey]
     assert result.fine_uids == [start["uid"] for start in beamline.fine_starts]
     marks = [
-        (start["purpose"], start["parent_uid"], start["proposal"], start["region"])
+        (start["purpose"], start["parent_uid"], start["rescan_proposal"], start["region"])
         for start in beamline.fine_starts
     ]
     assert marks == [("fine", survey, "p1", "A"), ("fine", survey, "p1", "B")]
@@ -313,7 +313,7 @@ def test_a_person_may_approve_or_refuse_while_the_plan_waits(connected, beamline
     store.answers["proposals"] = proposals
     said: list[str] = []
     result = run_coarse_to_fine(beamline, connection, approval_timeout=60, report=said.append)
-    assert [start["proposal"] for start in beamline.fine_starts] == ["yes"]
+    assert [start["rescan_proposal"] for start in beamline.fine_starts] == ["yes"]
     assert any("inscan approve yes" in text and "approve no" in text for text in said)
     assert result.notes == [
         "Proposal no is not measured: refused, not approved",

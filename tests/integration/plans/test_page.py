@@ -22,5 +22,5 @@ def test_the_blocks_of_the_page_run(microscope, survey, capsys):
     fine = [s for s in microscope.starts[before:] if s.get("purpose") == "fine"]
     assert len(surveys) == 3 and {start["parent_uid"] for start in fine} <= surveys
     name = names["roi"].proposals[0]["id"]
-    assert name in {start["proposal"] for start in fine}
+    assert name in {start["rescan_proposal"] for start in fine}
     microscope.until(lambda: microscope.proposal(name)["state"] == "done")

@@ -63,7 +63,7 @@ def test_a_closed_environment_is_waited_for(server, proposals):
     assert set(marks.pop("inscan")) == {"version", "attempt"}
     assert marks == {
         "parent_uid": "survey-of-waits",
-        "proposal": name,
+        "rescan_proposal": name,
         "regions": ["1-Fe_K", "2"],
     }
     proposals.stop()
@@ -345,5 +345,5 @@ def test_a_survey_in_the_queue_is_followed_by_its_fine_runs(opened, service):
     for uid, label in zip(fine_uids, labels, strict=True):
         start = starts[uid]
         assert (start["purpose"], start["parent_uid"]) == ("fine", survey_uid)
-        assert (start["proposal"], start["region"]) == (proposal["id"], label)
+        assert (start["rescan_proposal"], start["region"]) == (proposal["id"], label)
         assert start["regions"] == labels and start["inscan"]["attempt"] == 1
