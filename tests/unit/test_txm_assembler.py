@@ -431,7 +431,7 @@ def test_a_start_document_without_energies(tmp_path, energies):
 
 
 def with_standards(**energies) -> BeamlineProfile:
-    content = SHIPPED.model_dump(mode="json") | {"folder": SHIPPED.folder}
+    content: dict[str, Any] = SHIPPED.model_dump(mode="json") | {"folder": SHIPPED.folder}
     content["rescan"] |= {"energies": energies or None}
     return BeamlineProfile.model_validate(content)
 
