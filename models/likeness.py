@@ -258,6 +258,8 @@ def _likeness(places: Floats, wanted: list[int], unwanted: list[int]) -> Floats:
 
 def _kmeans(places: Floats, count: int, seed: int) -> Floats:
     """Centres of the best of several starts, each with centres far from each other (k-means++)."""
+    if count < 2:
+        return places.mean(axis=0, keepdims=True)  # scipy would take a single number for how many
     best, least = places[:1], np.inf
     for start in range(_STARTS):
         rng = np.random.default_rng([seed, start])

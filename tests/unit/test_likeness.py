@@ -196,3 +196,10 @@ def test_groups_need_objects_and_a_number() -> None:
         cluster(np.ones((3, 2)), clusters=0)
     with pytest.raises(ValueError, match="1 names for 2 features"):
         cluster(np.ones((3, 2)), names=["a"])
+
+
+@pytest.mark.parametrize("features", [np.ones((1, 3)), np.ones((5, 3))], ids=["one", "all alike"])
+def test_two_groups_of_what_is_one_are_one(features) -> None:
+    groups = cluster(features, clusters=2, names=["a", "b", "c"])
+    assert groups.membership.shape == (len(features), 1)
+    assert (groups.labels == 0).all()
