@@ -125,13 +125,9 @@ BARS: dict[str, tuple[Bar, ...]] = {
     "regions": (
         *(
             Bar(case, row, "area for 90 %", 0.15, 0.06, most=True)
-            for case in (
-                "cells, 3 c",
-                "tissue, 3 c",
-                "star, 3 c",
-                "particles, 3 c",
-                "families, 3 c",
-            )
+            for family in (*_SURVEYED, "all families")
+            # Inclusions of 3 counts each, and of 1.5 to 3 where only the strongest have 3.
+            for case in (f"{family}, 3 c", f"{family}, 1.5 to 3 c")
             for row in ("inscan", "inscan, default scale")
         ),
         *(

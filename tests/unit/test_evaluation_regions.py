@@ -53,8 +53,10 @@ def test_bars_of_regions_are_held_against_surveys_not_other_samples():
     met = row("cells, 3 counts", "inscan", **{"area for 90 %": 0.05})
     missed = row("star, 3 counts", "inscan, default scale", **{"area for 90 %": 0.2})
     saved = row("rescans, star, 10 counts", "inscan, above the threshold", **{"time saved": 5.0})
-    lines = bar_table("regions", [met, missed, saved]).splitlines()[1:]
-    assert [line.split("  ")[1].strip() for line in lines] == ["met, aim too", "MISSED", "met"]
+    harder = row("cells, 1.5 to 3 counts", "inscan", **{"area for 90 %": 0.2})
+    lines = bar_table("regions", [met, missed, saved, harder]).splitlines()[1:]
+    words = [line.split("  ")[1].strip() for line in lines]
+    assert words == ["met, aim too", "MISSED", "met", "MISSED"]
     others = (
         row("cells, 10 counts", "inscan", **{"area for 90 %": 0.5}),
         row("cells, 3 counts", "raw trace counts", **{"area for 90 %": 0.5}),
