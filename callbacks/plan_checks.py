@@ -1,7 +1,7 @@
 """What must hold before a region is measured: signals that are read in the plan, and the state of the beamline."""
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from bluesky.utils import Msg
 
 from inscan.callbacks.plan_waiting import STOPPING
 
-__all__ = ["Check", "Context", "read_checks", "read_context"]
+__all__ = ["Check", "Context", "read_checks", "read_context", "start_values"]
 
 Context = Callable[[], Mapping[str, Any]] | Mapping[str, Any]
 """State of the beamline: a function that returns it, or the device to read for each name."""
@@ -119,6 +119,15 @@ def read_context(context: Context | None) -> Generator[Msg, Any, dict[str, Any]]
     for name, signal in context.items():
         values[name] = yield from _read(signal, "")
     return values
+
+
+def start_values(metadata: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """Return what the metadata of a run say at dotted paths of start documents; names to plain values."""
+    # Here, not above: profiles bring the X-ray database along, half a second that not every plan needs.
+    from inscan.callbacks.profile import start_value
+
+    found = {str(path): start_value(metadata, str(path)) for path in paths}
+    return {path: value for path, value in found.items() if value is not None}
 
 
 def _read(signal: Any, key: str) -> Generator[Msg, Any, Any]:

@@ -15,6 +15,7 @@ from inscan.callbacks.plan_checks import Check, Context, read_checks, read_conte
 from inscan.callbacks.plan_coarse_to_fine import approvals
 from inscan.callbacks.plan_execution import Execution, executing
 from inscan.callbacks.plan_measure import APPROVED, marked, noting_runs, suspended
+from inscan.callbacks.plan_opening import NotAllowedError, guarded
 from inscan.callbacks.plan_waiting import STOPPING, OutcomeTimeout, wait_for_outcome
 
 __all__ = ["EnergiesPlan", "SurveyThenEnergies", "survey_then_energies"]
@@ -187,7 +188,10 @@ class _Round:
             if refusal:
                 return refusal
             begun = len(self.execution.runs)
-            failure = yield from self._scan(energies, energies_plan)
+            try:
+                failure = yield from self._scan(energies, energies_plan, attempt)
+            except NotAllowedError as error:
+                return str(error)
             if not failure and len(self.execution.runs) == begun:
                 return "the plan of the energies opened no run"
             if not failure:
@@ -212,18 +216,24 @@ class _Round:
         # The answer may have taken its time, or a pause came in between.
         return (yield from read_checks(self.checks))
 
-    def _scan(self, energies: list[float], energies_plan: EnergiesPlan) -> Generator[Msg, Any, str]:
-        """Run the plan; return how a device failed, or nothing."""
+    def _scan(
+        self, energies: list[float], energies_plan: EnergiesPlan, attempt: int
+    ) -> Generator[Msg, Any, str]:
+        """Run the plan; return how a device failed, or nothing. NotAllowedError: its run is not as the survey was."""
         marks = {
             "purpose": "fine",
             "parent_uid": self.done.survey_uid,
             "rescan_proposal": self.proposal["id"],
             "region": f"energies-{self.proposal.get('round') or self.done.rounds + 1}",
         }
-        plan = marked(energies_plan(energies, self.proposal), marks)
+        plan = guarded(
+            marked(energies_plan(energies, self.proposal), marks),
+            self.proposal.get("context") or {},
+            lambda told: self.execution.confirm(None, told, None, attempt),
+        )
         try:
             yield from noting_runs(suspended(plan, self.suspenders), self.execution.runs)
-        except STOPPING:
+        except (*STOPPING, NotAllowedError):
             raise
         except (FailedStatus, TimeoutError) as error:
             cause = error.__cause__ or error

@@ -13,6 +13,7 @@ from inscan.callbacks.connection import Connection
 from inscan.callbacks.plan_checks import Check, Context, read_checks, read_context
 from inscan.callbacks.plan_drift import Drift
 from inscan.callbacks.plan_execution import Execution, executing
+from inscan.callbacks.plan_opening import NotAllowedError, guarded
 from inscan.callbacks.plan_waiting import STOPPING, NoAnswer, ask
 
 __all__ = [
@@ -235,7 +236,10 @@ class _Proposal:
             if refusal:
                 return refusal
             begun = len(self.execution.runs)
-            failure = yield from self._scan(region)
+            try:
+                failure = yield from self._scan(region, attempt)
+            except NotAllowedError as error:
+                return str(error)
             if failure:
                 self.note(f"Region {label}: {failure}")
                 if attempt <= retries:
@@ -276,8 +280,14 @@ class _Proposal:
         # The answer may have taken its time, or a pause came in between.
         return (yield from read_checks(self.checks))
 
-    def _scan(self, region: dict[str, Any]) -> Generator[Msg, Any, str]:
-        """Run the fine plan; return how a device failed, or nothing."""
+    def _scan(self, region: dict[str, Any], attempt: int) -> Generator[Msg, Any, str]:
+        """Run the fine plan; return how a device failed, or nothing.
+
+        Raises
+        ------
+        NotAllowedError
+            What the fine plan says of its run is not the state in which the proposal was made.
+        """
         marks = {
             "purpose": "fine",
             "parent_uid": self.drift.survey_uid,
@@ -285,9 +295,15 @@ class _Proposal:
             "region": region.get("label", ""),
         }
         plan = marked(self.fine_plan(self.drift.moved(region), self.proposal), marks)
+        label, shift = region.get("label", ""), self.drift.shift
+        plan = guarded(
+            plan,
+            self.proposal.get("context") or {},
+            lambda told: self.execution.confirm(label, told, shift, attempt),
+        )
         try:
             yield from noting_runs(suspended(plan, self.suspenders), self.execution.runs)
-        except STOPPING:
+        except (*STOPPING, NotAllowedError):
             raise
         except _FAILURES as error:
             cause = error.__cause__ or error

@@ -3,6 +3,7 @@
 from typing import Any
 
 import bluesky.plan_stubs as bps
+import bluesky.plans as bp
 import pytest
 from bluesky.suspenders import SuspendBoolLow
 from bluesky.utils import FailedStatus, RunEngineInterrupted
@@ -496,3 +497,31 @@ def test_a_failure_that_is_none_of_a_device_passes_through(connected, beamline, 
 
     done = measure(beamline, connected, fine=fine)
     assert done.state == "refused" and done.failure.endswith("stuck") and done.runs == []
+
+
+def test_a_fine_run_of_another_state_is_not_opened(beamline, connected, rules, store):
+    """What the fine plan itself says of its run is compared, also where nobody gave a context."""
+    told: list[dict[str, Any]] = []
+
+    def update(fields: dict[str, Any]) -> dict[str, Any]:
+        told.append(fields.get("context") or {})
+        if told[-1].get("scan.energy") == 7.0:
+            raise PermissionError("state_changed: scan.energy was 12.0 and is 7.0 now")
+        return rules.update(fields)
+
+    store.answers["rescan_update"] = update
+
+    def fine(where: dict[str, Any], proposal: dict[str, Any]) -> Any:
+        energy = 12.0 if where["label"] == "A" else 7.0
+        md = {"scan": {"energy": energy}}
+        slow, fast = where["slow_range"], where["fast_range"]
+        axes = (beamline.slow, *slow, 2, beamline.fast, *fast, 2)
+        return bp.grid_scan([beamline.detector], *axes, md=md)
+
+    rules.layers = [found_at(0.0, 0.0)]
+    proposal = {**PROPOSAL, "context": {"scan.energy": 12.0, "theta": 0.0}}
+    done = measure(beamline, connected, proposal, fine=fine)
+    assert (done.state, list(done.regions), len(beamline.starts)) == ("failed", ["A"], 1)
+    assert done.reason == "state_changed: scan.energy was 12.0 and is 7.0 now"
+    assert [one for one in told if one] == [{"scan.energy": 12.0}, {"scan.energy": 7.0}]
+    assert beamline.slow.position < 0.5, "region B lies above"
