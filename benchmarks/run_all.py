@@ -10,7 +10,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "docs" / "benchmarks.json"
-BENCHMARKS = ("runengine_cost", "assembly_cost", "ingest_large_map", "stop_to_result")
+BENCHMARKS = (
+    "runengine_cost",
+    "plan_waiting",
+    "assembly_cost",
+    "ingest_large_map",
+    "stop_to_result",
+)
 
 
 def main() -> None:
