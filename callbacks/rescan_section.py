@@ -156,6 +156,12 @@ class Rescan(Part):
     energies: EnergyRescan | None = None
     """Which energies may be added to a survey of few (technique txm). null: none."""
 
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _off(cls, mode: object) -> object:
+        # YAML takes a bare off for false; who writes it means what it says.
+        return "off" if mode is False else mode
+
     @field_validator("elements", "together")
     @classmethod
     def _known(cls, elements: tuple[str, ...]) -> tuple[str, ...]:

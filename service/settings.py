@@ -179,6 +179,12 @@ class Settings(_Strict):
     queueserver: QueueServerSettings = QueueServerSettings()
     """Where approved rescans go; asked only where a profile says `rescan.through: queue`."""
 
+    @field_validator("rescan", mode="before")
+    @classmethod
+    def _off(cls, mode: object) -> object:
+        # YAML takes a bare off for false; who writes it means what it says.
+        return "off" if mode is False else mode
+
     @field_validator("ingest", "broker", "spool")
     @classmethod
     def _loopback_only(cls, address: str) -> str:

@@ -195,3 +195,10 @@ def test_units_of_soft_limits_convert():
     for source, target in (("um", "eV"), ("", "um"), ("deg", "um")):
         with pytest.raises(ValueError, match="cannot convert"):
             scale(source, target)
+
+
+def test_a_bare_off_switches_rescans_off(tmp_path):
+    """YAML takes it for false; the word that forbids motion must not be the one that cannot be written."""
+    text = shipped_profiles()["sim_xrf"].read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text.replace("mode: auto", "mode: off"), encoding="utf-8")
+    assert load_profile(tmp_path / "mine.yaml").rescan.mode == "off"
