@@ -128,8 +128,12 @@ def ask(demo, *arguments):
 def test_a_service_on_the_same_folder_knows_it_all(demo, service, tmp_path):
     runs = demo.answer["runs"]
     jobs = json.loads(ask(demo, "jobs", "--json").stdout)
-    assert {(job["run_uid"], job["result_uid"]) for job in jobs} == {
-        (run["uid"], run["result_uid"]) for run in runs
+    made = {(run["uid"], run["result_uid"]) for run in runs}
+    together = [job for job in jobs if job["recipe"] == "composite"]
+    assert {(j["run_uid"], j["result_uid"]) for j in jobs if j not in together} == made
+    composite = demo.answer["composite"]
+    assert (composite["uid"], composite["result_uid"]) in {
+        (job["run_uid"], job["result_uid"]) for job in together
     }
     table = ask(demo, "proposals").stdout
     identity = runs[1]["proposal"]
