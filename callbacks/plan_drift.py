@@ -85,6 +85,11 @@ class Drift:
 
     def _judge(self, layer: Mapping[str, Any]) -> str:
         off = _pair(layer.get("shift"))
+        if not layer.get("found") and self._as_expected(layer, off):
+            self.remark = (
+                f"it is taken to lie where the regions before it do: {layer.get('reason') or ''}"
+            )
+            return ""
         if not layer.get("found") or off is None:
             return f"it was not found in the survey: {layer.get('reason') or 'no reason given'}"
         if not layer.get("agrees", True):
@@ -102,6 +107,14 @@ class Drift:
         if self.missed:
             self.remark = f"it was missed by {beside[0]:.4g}, {beside[1]:.4g}, more than its margin"
         return ""
+
+    def _as_expected(self, layer: Mapping[str, Any], off: tuple[float, float] | None) -> bool:
+        """Whether a region too faint to be found has the survey's counts where earlier ones say that it lies."""
+        if self.shift is None or off is None or not layer.get("agrees", False):
+            return False
+        # The counts were compared where the composite put it: that must be where it was sent.
+        beside = (off[0] - self.shift[0], off[1] - self.shift[1])
+        return not _beyond(beside, self._margin or (0.0, 0.0))
 
     def moved(self, region: Mapping[str, Any]) -> dict[str, Any]:
         """The region where the sample is now."""

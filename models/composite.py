@@ -170,10 +170,14 @@ def compose(
         raise ValueError(f"maps of {sorted(ways)} channels: give the same channels of each")
     estimate = denoise or counted
     ordered = sorted(fine, key=lambda one: (one.time, one.uid))
-    placements = []
+    placements: list[Placement] = []
+    known = None
     for one in ordered:
         check()
-        placements.append(place(survey, one, max_shift=max_shift))
+        placed = place(survey, one, max_shift=max_shift, known=known)
+        placements.append(placed)
+        if placed.found and placed.agrees.any() and np.isfinite(placed.error).all():
+            known = placed.shift
     used = [one for one in placements if one.used]
     levels = {id(one): level_of(survey, one.layer) for one in used}
     finest, coarsened = _finest(survey, list(levels.values()), most_pixels)

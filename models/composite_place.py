@@ -4,6 +4,10 @@ A stage does not come back to the same place, a sample drifts, and what a beam h
 counts are added up the fine map is registered to the survey (`inscan.models.registration`), its rates are brought to
 the survey's beam by one factor common to all elements, and what is then left between the two is held against counting
 noise (`inscan.models.composite_agreement`).
+
+A likelihood that leaves the rate of each element open takes an empty part of the survey for a fainter picture of what
+the fine map shows, and a small map of few counts then has optima where nothing is. The sample moves little from one map
+to the next: where an earlier one lies is looked at first, and stands unless the counts say otherwise there.
 """
 
 from dataclasses import replace
@@ -12,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from inscan.models.composite_agreement import Agreement, agreement, misfit, worst_chi2
+from inscan.models.composite_agreement import Agreement, agreement, worst_chi2
+from inscan.models.composite_better import CLEAR, as_good, clearly_better, more_than_even
 from inscan.models.composite_layer import Layer, Placement
 from inscan.models.composite_shift import whole_pixel_shift
 from inscan.models.registration import (
-    Comparison,
     CountGrid,
     Registration,
     compare,
@@ -35,13 +39,20 @@ _LEAST_ERROR = (
     0.02,
     0.1,
 )  # of a survey pixel; where both maps have its step, and what is finer is seen by neither
-_CLEAR = 9.0  # in -2 log likelihood, over a second place
+_FAR = 36.0  # in -2 log likelihood, for a place that is doubtful over one where an earlier map was found
+_NEAR = 0.5  # survey pixels around an earlier map's place; `_BEYOND` more are searched
 _FINER = 1.5  # from this ratio of steps on it matters how the survey samples
 _SIDE = 48  # survey pixels of a large map that it is registered by
 _MARGIN = 3  # survey pixels around what the fine map can cover
 
 
-def place(survey: Layer, fine: Layer, *, max_shift: float) -> Placement:
+def place(
+    survey: Layer,
+    fine: Layer,
+    *,
+    max_shift: float,
+    known: NDArray[np.float64] | None = None,
+) -> Placement:
     """Find a fine map on the survey and compare the two.
 
     Parameters
@@ -50,6 +61,9 @@ def place(survey: Layer, fine: Layer, *, max_shift: float) -> Placement:
         Of the same elements.
     max_shift : float
         Largest shift that is followed, in survey pixels.
+    known : ndarray of float64, shape (2,), optional
+        Shift of an earlier map of the same survey, motor units: what is added to positions of the stage, so wherever
+        this one was sent.
 
     Returns
     -------
@@ -83,11 +97,15 @@ def place(survey: Layer, fine: Layer, *, max_shift: float) -> Placement:
         # A survey whose beam is narrower than its step saw points, not the mean over its pixels.
         for other in ("point", "fly"):
             tried = _registered(near_low, near_high, other, max_shift)
-            if tried is not None and tried.minus_two_log < found.minus_two_log - _CLEAR / max(
+            if tried is not None and tried.minus_two_log < found.minus_two_log - CLEAR / max(
                 1, int(tried.inside.sum())
             ):
                 found, sampling = tried, other
     doubt = _doubt(found, steps)
+    if known is not None and (doubt or found is None or _away(found.shift, known, steps)):
+        near = _near_known(near_low, near_high, sampling, known, fine, found, bool(doubt))
+        if near is not None:
+            found, doubt = near, ""
     beyond = (
         not doubt and found is not None and bool((np.abs(found.shift / steps) > max_shift).any())
     )
@@ -98,24 +116,74 @@ def place(survey: Layer, fine: Layer, *, max_shift: float) -> Placement:
             f" {max_shift:g} survey pixels that are followed"
         )
         return _unused(survey, fine, reason, found)
-    shift, error = np.zeros(2), np.full(2, np.inf)
+    expected = np.zeros(2) if known is None else np.asarray(known, dtype=np.float64)
+    shift, error = expected, np.full(2, np.inf)
     if not doubt and found is not None:
         shift, error = np.asarray(found.shift), np.asarray(found.error)
-        # What is not beyond its own error, or explains no more than no drift does, is none.
-        shift = np.where(np.abs(shift) > 2 * error, shift, 0.0)
-        if shift.any() and not _clearly_better(low, high, sampling, shift):
-            shift, error = np.zeros(2), np.hypot(error, shift)
+        # What is not beyond its own error, or explains no more than no further drift does, is none.
+        shift = np.where(np.abs(shift - expected) > 2 * error, shift, expected)
+        if (shift != expected).any() and not clearly_better(low, high, sampling, shift, expected):
+            shift, error = expected, np.hypot(error, shift - expected)
     both = compare(low, high, sampling, shift)
     if min(both.inside.any(axis=1).sum(), both.inside.any(axis=0).sum()) < 1:
         return _unused(survey, fine, doubt or "it covers no pixel of the survey", found)
     same = agreement(
         both.counts, both.expected, both.noise, both.inside, fine, [1 / r for r in fine.relative]
     )
-    if doubt and (not same.agrees.all() or (found is not None and found.at_rim)):
-        reason = f"{doubt}, and its counts are not the survey's where it was sent"
+    at_rim = known is None and found is not None and found.at_rim
+    if doubt and (not same.agrees.all() or at_rim):
+        reason = f"{doubt}, and its counts are not the survey's {_where(known)}"
         return _unused(survey, fine, reason, found)
-    seen = not doubt or _recognised(low, high, both, same, found)
-    return _placed(survey, fine, found, corner, sampling, shift, error, same, doubt, seen)
+    if not doubt and known is not None and not same.agrees.all() and _away(shift, known, steps):
+        reason = "it seems to lie elsewhere than an earlier map, and its counts are not the survey's there"
+        return _unused(survey, fine, reason, found)
+    seen = not doubt or (
+        more_than_even(both, same) and as_good(low, high, both, same, found, CLEAR)
+    )
+    return _placed(
+        survey, fine, found, corner, sampling, shift, error, same, doubt, seen, _where(known)
+    )
+
+
+def _where(known: NDArray[np.float64] | None) -> str:
+    return "where it was sent" if known is None else "where an earlier map lies"
+
+
+def _away(
+    shift: NDArray[np.float64], known: NDArray[np.float64], steps: NDArray[np.float64]
+) -> bool:
+    """Whether two shifts differ by more than the sample is taken to move from one map to the next."""
+    return bool((np.abs((shift - known) / steps) > _NEAR + _BEYOND).any())
+
+
+def _near_known(
+    low: CountGrid,
+    high: CountGrid,
+    sampling: Sampling,
+    known: NDArray[np.float64],
+    fine: Layer,
+    found: Registration | None,
+    doubtful: bool,
+) -> Registration | None:
+    """The place near that of an earlier map, if the counts agree there and no other place is better.
+
+    `found` is the best of all places, which has to be so much better where it is doubtful itself.
+    """
+    moved = CountGrid(high.counts, high.exposure, high.rows + known[0], high.cols + known[1])
+    local = _registered(low, moved, sampling, _NEAR)
+    if local is None or _doubt(local, np.array(low.steps)):
+        return None
+    local = replace(local, shift=local.shift + known)
+    both = compare(low, high, sampling, local.shift)
+    if not both.inside.any():
+        return None
+    same = agreement(
+        both.counts, both.expected, both.noise, both.inside, fine, [1 / r for r in fine.relative]
+    )
+    if not same.agrees.all() or not more_than_even(both, same):
+        return None
+    best = as_good(low, high, both, same, found, _FAR if doubtful else CLEAR)
+    return local if best else None
 
 
 def _worst(found: Registration) -> float:
@@ -159,44 +227,6 @@ def _registered(
     return replace(found, error=np.hypot(_TOO_SURE * found.error, _LEAST_ERROR[same] * steps))
 
 
-def _clearly_better(
-    low: CountGrid, high: CountGrid, sampling: Sampling, shift: NDArray[np.float64]
-) -> bool:
-    """Whether a place explains the survey's counts clearly better than the one where the scan was sent: on the pixels
-    that both cover."""
-    both = [compare(low, high, sampling, at) for at in (np.zeros(2), shift)]
-    shared = both[0].inside & both[1].inside
-    if not shared.any():
-        return True
-    fits = []
-    for one in both:
-        made = np.maximum(one.expected[:, shared].sum(axis=1), 1e-9)
-        ratio = (one.counts[:, shared].sum(axis=1) / made)[:, None, None]
-        fits.append(misfit(one.counts, ratio * one.expected, ratio**2 * one.noise)[shared].sum())
-    return float(fits[0] - fits[1]) > _CLEAR
-
-
-def _recognised(
-    low: CountGrid, high: CountGrid, both: Comparison, same: Agreement, found: Registration | None
-) -> bool:
-    """Whether a fine map whose place cannot be measured still shows what the survey has where it was sent.
-
-    It must say more of the survey's counts than that they are even, and no other place may say clearly more.
-    """
-    inside = both.inside
-    even = np.where(inside, both.counts, 0).sum(axis=(1, 2), keepdims=True) / max(1, inside.sum())
-    here = misfit(both.counts, same.common * both.expected, same.common**2 * both.noise)
-    flat = misfit(both.counts, np.broadcast_to(even, both.counts.shape), np.zeros_like(both.noise))
-    if not float((flat - here)[inside].sum()) > _CLEAR:
-        return False
-    if found is None:
-        return True
-    best = compare(low, high, "box", np.asarray(found.shift))
-    shared = inside & best.inside
-    there = misfit(best.counts, same.common * best.expected, same.common**2 * best.noise)
-    return bool(shared.any()) and float((here - there)[shared].sum()) < _CLEAR
-
-
 def _doubt(found: Registration | None, steps: NDArray[np.float64]) -> str:
     """Why a registration cannot be believed, or nothing."""
     if found is None:
@@ -207,7 +237,7 @@ def _doubt(found: Registration | None, steps: NDArray[np.float64]) -> str:
         return f"its place is known {known}: too few counts or too little structure"
     if found.at_rim:
         return "its place lies at the end of the range searched"
-    if found.lead < _CLEAR:
+    if found.lead < CLEAR:
         return "a second place fits as well"
     return ""
 
@@ -242,6 +272,7 @@ def _placed(
     same: Agreement,
     doubt: str,
     seen: bool,
+    where: str,
 ) -> Placement:
     differs = np.zeros((len(survey.elements), *np.shape(survey.exposure)), dtype=bool)
     differs[:, *corner] = same.differs
@@ -250,7 +281,7 @@ def _placed(
         what = (
             "what it shows is what the survey has" if seen else "its counts agree with the survey's"
         )
-        told.append(f"{doubt}; {what} where it was sent")
+        told.append(f"{doubt}; {what} {where}")
     elif shift.any():
         px = shift / survey.steps
         told.append(

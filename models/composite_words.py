@@ -18,7 +18,7 @@ def layer_reports(survey: Layer, placements: Sequence[Placement]) -> tuple[dict[
     reports = []
     for one, dose in zip(placements, _doses(survey, placements), strict=True):
         # The stage is sent the other way: what the scan saw too far on lies nearer.
-        followed = -one.shift if one.found else np.zeros(2)
+        followed = -one.shift if one.used else np.zeros(2)
         reports.append(
             {
                 "uid": one.layer.uid,

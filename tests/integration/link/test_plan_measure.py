@@ -169,6 +169,33 @@ def test_the_rest_is_given_up_where_the_sample_is_lost(
     assert beamline.slow.position == 0.4
 
 
+@pytest.mark.parametrize(
+    ("layer", "goes_on"),
+    [
+        ({"shift": [0.05, -0.02], "agrees": True}, True),
+        ({"shift": [0.05, -0.02], "agrees": False}, False),
+        ({"shift": [0.4, 0.0], "agrees": True}, False),
+        ({"shift": None, "agrees": True}, False),
+    ],
+)
+def test_a_faint_region_that_agrees_is_taken_to_lie_as_the_ones_before(
+    connected, beamline, rules, layer, goes_on
+):
+    rules.layers = [found_at(0.05, -0.02), {"found": False, "reason": "too faint", **layer}]
+    three = {**PROPOSAL, "regions": [region("A"), region("B", 0.6), region("C", 0.8)]}
+    done = measure(beamline, connected, three)
+    assert list(done.regions) == (["A", "B", "C"] if goes_on else ["A", "B"])
+    assert done.state == ("done" if goes_on else "failed") and "too faint" in done.notes[0]
+    assert ("where the regions before it do" in done.notes[0]) == goes_on
+    assert done.shift == (0.05, -0.02)
+
+
+def test_a_faint_region_is_lost_where_no_earlier_one_says_where_it_lies(connected, beamline, rules):
+    rules.layers = [{"found": False, "shift": [0.0, 0.0], "agrees": True, "reason": "too faint"}]
+    done = measure(beamline, connected)
+    assert done.state == "failed" and "too faint" in done.lost and len(beamline.starts) == 1
+
+
 def test_where_nothing_follows_a_lost_region_is_only_noted(connected, beamline, rules):
     rules.layers = [{"found": False, "shift": None, "reason": "too faint"}]
     alone = {**PROPOSAL, "regions": [region("A")], "retries": 1}
