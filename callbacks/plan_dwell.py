@@ -12,7 +12,13 @@ from bluesky.utils import Msg, MsgGenerator
 from inscan.callbacks.connection import Connection
 from inscan.callbacks.plan_checks import Check, Context
 from inscan.callbacks.plan_coarse_to_fine import approvals
-from inscan.callbacks.plan_measure import FinePlan, Measured, measure_proposal, noting_runs
+from inscan.callbacks.plan_measure import (
+    FinePlan,
+    Measured,
+    measure_proposal,
+    noting_runs,
+    unapproved,
+)
 from inscan.callbacks.plan_waiting import OutcomeTimeout, wait_for_outcome
 
 __all__ = ["AdaptiveDwell", "adaptive_dwell"]
@@ -257,5 +263,5 @@ def _nothing_left(
         if "max_rounds" in rules:
             return "rounds", str(proposal.get("reason"))
         if open_regions or rules - {"regions", "overlap"}:
-            return "refused", f"{proposal.get('state')}, {proposal.get('reason') or 'not approved'}"
+            return "refused", unapproved(proposal)
     return "precise", "nothing that is worth it is left" + (f" ({above})" if above else "")

@@ -14,7 +14,7 @@ from inscan.callbacks.connection import Connection
 from inscan.callbacks.plan_checks import Check, Context, read_checks, read_context
 from inscan.callbacks.plan_coarse_to_fine import approvals
 from inscan.callbacks.plan_execution import Execution, executing
-from inscan.callbacks.plan_measure import APPROVED, marked, noting_runs, suspended
+from inscan.callbacks.plan_measure import APPROVED, marked, noting_runs, suspended, unapproved
 from inscan.callbacks.plan_opening import NotAllowedError, guarded
 from inscan.callbacks.plan_waiting import STOPPING, OutcomeTimeout, wait_for_outcome
 
@@ -258,5 +258,5 @@ def _nothing(proposals: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         precise = next((one for one in dropped if one.get("rule") == _PRECISE), None)
         if precise is not None:
             return "precise", str(precise.get("text"))
-        return "refused", f"{proposal.get('state')}, {proposal.get('reason') or 'not approved'}"
+        return "refused", unapproved(proposal)
     return "nothing", "no energies are proposed (rescan.mode and rescan.energies of the profile)"

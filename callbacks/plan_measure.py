@@ -24,6 +24,7 @@ __all__ = [
     "measure_proposal",
     "noting_runs",
     "suspended",
+    "unapproved",
 ]
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def measure_proposal(
     if proposal.get("kind", "map") != "map":
         done.reason = f"it is of kind {proposal['kind']}, which has no regions to map"
     elif proposal.get("state") not in APPROVED:
-        done.reason = f"{proposal.get('state')}, {proposal.get('reason') or 'not approved'}"
+        done.reason = unapproved(proposal)
     if done.reason:
         note(f"Proposal {done.proposal} is not measured: {done.reason}")
         return done
@@ -310,6 +311,19 @@ class _Proposal:
             return f"the fine scan failed: {type(cause).__name__}: {cause}"
         yield from bps.checkpoint()
         return ""
+
+
+def unapproved(proposal: Mapping[str, Any]) -> str:
+    """Say why a proposal that is not approved is not measured, and what could be done."""
+    state, reason = str(proposal.get("state")), str(proposal.get("reason") or "not approved")
+    if state != "suggested":
+        # An expired one says so itself.
+        return reason if reason.startswith(f"{state}:") else f"{state}, {reason}"
+    hint = {
+        "approve": f" (inscan approve {str(proposal.get('id'))[:8]})",
+        "suggest": " (rescan.mode is suggest: regions are only shown)",
+    }
+    return f"suggested, not approved{hint.get(str(proposal.get('mode')), '')}"
 
 
 def marked(plan: MsgGenerator[Any], marks: Mapping[str, Any]) -> MsgGenerator[Any]:

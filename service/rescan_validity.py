@@ -93,7 +93,7 @@ class Validity:
         if not self._now() > float(proposal.get("expires") or float("inf")):
             return ""
         known = self._profiles.get(str(proposal.get("profile")))
-        after = "" if known is None else f" within {known.rescan.expires / 3600:g} h"
+        after = "" if known is None else f" within {_span(known.rescan.expires)}"
         return f"expired: nobody took it{after}"
 
     def unchanged(
@@ -211,6 +211,13 @@ class Validity:
             for run in self._journal.runs(limit=_RECENT)
             if run["created"] > survey["created"] and matches(profile, run["start"])
         ]
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def left_of(proposal: Mapping[str, Any]) -> list[Mapping[str, Any]]:

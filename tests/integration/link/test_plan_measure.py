@@ -482,9 +482,9 @@ def test_rounds_end_with_the_budget_or_the_number(
             "refused, regions",
         ),
         (
-            {"status": "done", "proposals": [wanting("r", 1, state="suggested", reason="mode")]},
+            {"status": "done", "proposals": [wanting("r", 1, state="suggested", mode="approve")]},
             "refused",
-            "suggested, mode",
+            "suggested, not approved (inscan approve r)",
         ),
         (None, "timeout", "no outcome"),
     ],

@@ -317,7 +317,7 @@ def test_a_person_may_approve_or_refuse_while_the_plan_waits(connected, beamline
     assert any("inscan approve yes" in text and "approve no" in text for text in said)
     assert result.notes == [
         "Proposal no is not measured: refused, not approved",
-        "Proposal shown is not measured: suggested, not approved",
+        "Proposal shown is not measured: suggested, not approved (rescan.mode is suggest: regions are only shown)",
     ]
 
 
@@ -328,7 +328,9 @@ def test_an_approval_that_does_not_come_means_no_motion(connected, beamline, sto
     store.answers["proposals"] = lambda fields: {"proposals": [waiting]}
     result = run_coarse_to_fine(beamline, connection, approval_timeout=0.3)
     assert beamline.fine_starts == []
-    assert result.notes == ["Proposal p1 is not measured: suggested, not approved"]
+    assert result.notes == [
+        "Proposal p1 is not measured: suggested, not approved (inscan approve p1)"
+    ]
 
 
 def test_the_state_of_the_beamline_is_told_before_motion(connected, beamline, store):
