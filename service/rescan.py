@@ -106,7 +106,7 @@ def propose(
     if refusal is not None:
         return _refused(base, refusal)
     plan = scans_of(geometry, job, rules, known)
-    refusal = _whole(plan, regions)
+    refusal = _whole(plan, regions) or (None if regions else _nothing_found(job, rules))
     if refusal is not None:
         return _refused(base, refusal)
     found, unneeded = fine_regions(plan, regions)
@@ -196,16 +196,26 @@ def _whole(plan: FineScans, regions: Sequence[Mapping[str, Any]]) -> Refusal | N
             rules.soft_limits[motor].in_units(units)
         except ValueError as error:
             return Refusal("soft_limits", f"those of motor {motor} cannot be compared: {error}")
-    if not regions:
-        looked_for = {
-            "spots": "stands out from its surroundings",
-            "doubt": "is in doubt",
-            "chemistry": "has a chemistry of its own",
-            "precision": "is known worse than asked for",
-        }
-        text = " or ".join(looked_for[target] for target in rules.targets) or "was looked for"
-        return Refusal("regions", f"no place {text}")
     return None
+
+
+def _nothing_found(job: InferenceJob, rules: Rescan) -> Refusal:
+    """Why there is no region: nothing was there, or what was asked for is not in the run."""
+    wanted = job.meta.get("rescan") or {}
+    lines = [str(name) for name in job.meta.get("elements") or ()]
+    absent = [name for name in wanted.get("precision") or {} if name not in lines]
+    if absent and lines:
+        text = f"a precision is asked for of {', '.join(absent)}, the run has {', '.join(lines)}"
+        return Refusal("elements", text)
+    looked_for = {
+        "spots": "stands out from its surroundings",
+        "doubt": "is in doubt",
+        "chemistry": "has a chemistry of its own",
+        "precision": "is known worse than asked for",
+    }
+    targets = wanted.get("targets") or rules.targets
+    text = " or ".join(looked_for[target] for target in targets) or "was looked for"
+    return Refusal("regions", f"no place {text}")
 
 
 def _choose(plan: FineScans, found: Sequence[FineRegion]) -> tuple[list[FineRegion], list[Refusal]]:
@@ -224,7 +234,7 @@ def _choose(plan: FineScans, found: Sequence[FineRegion]) -> tuple[list[FineRegi
             _beyond_limits(plan, candidate)
             or _twice(plan, kept, candidate)
             or _beyond_budget(plan, spent, candidate)
-            or _not_worth_it(plan.rules, best, candidate)
+            or _not_worth_it(plan, best, candidate)
         )
         if refusal is None:
             kept.append(candidate)
@@ -286,12 +296,14 @@ def _beyond_budget(plan: FineScans, spent: Spent, fine: FineRegion) -> Refusal |
     )
 
 
-def _not_worth_it(rules: Rescan, best: float, fine: FineRegion) -> Refusal | None:
+def _not_worth_it(plan: FineScans, best: float, fine: FineRegion) -> Refusal | None:
+    rules, known = plan.rules, plan.known
     least = rules.least_worth * best
     if fine.worth >= least or fine.target == _LIKE:
         return None
+    other = f" ({known.best_waiting})" if best == known.best_worth and known.best_waiting else ""
     text = (
-        f"it promises {fine.worth:.3g} nats per second and dose, the best that waits {best:.3g}; "
+        f"it promises {fine.worth:.3g} nats per second and dose, the best that waits{other} {best:.3g}; "
         f"{rules.least_worth:g} of that is asked for"
     )
     return Refusal("least_worth", text, least, fine.worth, "nats/s", fine.region.label)

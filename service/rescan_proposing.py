@@ -112,20 +112,25 @@ class Proposing:
             first = self._journal.request(jobs[0]["key"]) if jobs else None
             meta = None if first is None else first.meta
         waiting = [
-            float(region.get("worth") or 0.0)
+            (
+                float(region.get("worth") or 0.0),
+                f"region {region.get('label')} of proposal {one['id'][:8]}",
+            )
             for state in (*OPEN, "running")
             for one in self._journal.proposals(state=state)
             if one.get("profile") == profile.name
             for region in one["regions"]
             if str(region.get("label")) in one["left"]
         ]
+        best_worth, best_waiting = max(waiting, default=(0.0, ""))
         paths = profile.rescan.context
         return Known(
             survey_uid=survey_uid,
             survey=meta,
             spent=spent_by(of_survey),
             round=1 + max(made, default=0),
-            best_worth=max(waiting, default=0.0),
+            best_worth=best_worth,
+            best_waiting=best_waiting,
             pace=pace_of(self._journal.records(profile.name)),
             context=context_of(paths, survey["start"], self._journal.baseline(survey_uid)),
         )

@@ -32,6 +32,8 @@ class Known:
         Which time regions of this survey are proposed.
     best_worth : float
         Of the regions that wait to be measured, of this and other surveys.
+    best_waiting : str
+        The region that has it, for people.
     pace : float
         Time that scans took, in the time that was predicted.
     context : mapping or None
@@ -43,6 +45,7 @@ class Known:
     spent: Spent = field(default_factory=Spent)
     round: int = 1
     best_worth: float = 0.0
+    best_waiting: str = ""
     pace: float = 1.0
     context: Mapping[str, Any] | None = None
 

@@ -249,6 +249,14 @@ def asking(share: float) -> InferenceJob:
     return plain.model_copy(update={"meta": meta})
 
 
+def test_a_line_that_the_run_does_not_have_is_not_called_precise() -> None:
+    asked = asking(0.1)
+    missing = asked.model_copy(update={"meta": {**asked.meta, "elements": ["Ca_K", "Zn_K"]}})
+    proposal = propose(missing, result([]), profile(targets=("precision",)), START)
+    assert proposal is not None and proposal.dropped[0].rule == "elements"
+    assert "of Fe_K, the run has Ca_K, Zn_K" in proposal.reason
+
+
 def test_where_a_precision_is_asked_for_the_dwell_is_what_it_takes() -> None:
     # 20 counts on 5: 16 survey doses tell to 1/sqrt(16 * 16) = 6.25 %.
     box = bright([10, 14, 10, 14], 20.0, 5.0)

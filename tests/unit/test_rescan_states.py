@@ -472,6 +472,7 @@ def test_the_best_that_waits_is_of_all_surveys(journal: Journal) -> None:
     journal.record_run("survey-2", 2, "sim_xrf", {**START, "uid": "survey-2"})
     (second,) = ours.propose(job("survey-2"), result([{**BOXES[0], **weak}]))
     assert second["reason"].startswith("least_worth: ")
+    assert f"the best that waits (region 1-Fe_K of proposal {first['id'][:8]})" in second["reason"]
     ours.refuse(first["id"], "ada")
     (second,) = ours.propose(job("survey-2"), result([{**BOXES[0], **weak}]))
     assert second["state"] == "approved", "nothing better waits any more"
