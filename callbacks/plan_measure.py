@@ -1,7 +1,7 @@
 """Measure a proposal: each region is checked and confirmed right before it, a drift is followed, failures are told."""
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -295,7 +295,12 @@ class _Proposal:
             "rescan_proposal": self.proposal["id"],
             "region": region.get("label", ""),
         }
-        plan = marked(self.fine_plan(self.drift.moved(region), self.proposal), marks)
+        fine = self.fine_plan(self.drift.moved(region), self.proposal)
+        if not isinstance(fine, Iterable):
+            raise TypeError(
+                f"fine_plan returned {fine!r}, which is no plan: return or yield from one"
+            )
+        plan = marked(fine, marks)
         label, shift = region.get("label", ""), self.drift.shift
         plan = guarded(
             plan,

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from tiled.client import from_uri
 from tiled.queries import Eq, Like
 
+from inscan.service.composite_job import COMPOSITE
 from inscan.service.derived import Axis, axes_of, name_dims
 from inscan.service.result_file import read_result
 from inscan.service.result_view import describe
@@ -233,7 +234,10 @@ def _newest_of(found: Sequence[Any], raw_uid: str, wanted: str, stream: str | No
     ours = [run for run in found if run.metadata["start"]["raw_uid"] == raw_uid]
     streams = _streams(ours)
     if stream is not None and stream not in streams:
-        raise NoResult(f"run {wanted} has no stream {stream!r}: there are {', '.join(streams)}")
+        there = f"there are {', '.join(streams)}"
+        if stream == COMPOSITE:
+            there += "; a composite comes with the first fine map of a region"
+        raise NoResult(f"run {wanted} has no stream {stream!r}: {there}")
     first = stream or streams[0]
     mine = [run for run in ours if run.metadata["start"]["raw_stream"] == first]
     good = [run for run in mine if _succeeded(run)]
