@@ -117,7 +117,7 @@ def test_the_composite_is_in_tiled_with_all_that_is_in_it(measured: Any) -> None
     assert np.diff(read["x"]) == pytest.approx(0.25)
     grains = source >= 2
     assert 0.02 < grains.mean() < 0.5 and (source > 0).all()
-    relative = (read["sigma"] / values)[list(start["elements"]).index("Ca_K")]
+    relative = (read["sigma"] / values)[list(start["elements"]).index("Fe_K")]
     assert np.median(relative[grains]) < np.median(relative[~grains])
 
 
@@ -139,11 +139,11 @@ def test_it_is_shown_and_exported(measured: Any, tmp_path: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def restarted(microscope: Any, measured: Any, survey: str) -> tuple[list[str], list[str]]:
+def restarted(microscope: Any, measured: Any) -> tuple[list[str], list[str]]:
     """One more region is measured, and the service killed outright before anybody waits for the composite: fine runs
     before, and this one's. What starts here is no test's own, but the folder's."""
     before = [layer["uid"] for layer in measured[2]["composite"]["layers"]]
-    name = microscope.approved(survey, 1)
+    name = microscope.approved(measured[1], 1)
     plan = measure_proposal(
         microscope.names["inscan"], microscope.still(name), microscope.names["fine"]
     )
@@ -163,9 +163,9 @@ def _at_work(microscope: Any) -> bool:
 
 
 def test_a_service_that_is_killed_in_between_makes_one_all_the_same(
-    microscope: Any, restarted: Any, survey: str
+    microscope: Any, measured: Any, restarted: Any
 ) -> None:
-    before, more = restarted
+    survey, (before, more) = measured[1], restarted
     uid = composite_uid(survey, [*before, *more])
     connection = microscope.names["inscan"]
     outcome = connection.future(uid).result(120)
