@@ -52,8 +52,12 @@ class Proposing:
         if any(one["state"] != "refused" or one["who"] != "inscan" for one in taken):
             return []
         survey_uid = _survey_of(run["start"], job.run_uid)
-        if survey_uid != job.run_uid and self._unfinished(survey_uid, run["start"]):
-            return []
+        if survey_uid != job.run_uid:
+            wanted = job.meta.get("rescan")
+            # A composite of maps names no places but for a precision that was asked for.
+            settled = profile.technique == "xrf" and wanted and not wanted.get("precision")
+            if settled or self._unfinished(survey_uid, run["start"]):
+                return []
         survey = self._journal.run(survey_uid)
         if survey is None:
             return []

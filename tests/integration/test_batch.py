@@ -24,6 +24,9 @@ from inscan.service.show import TiledAccess
 from inscan.service.tiled_http import PROCESSED, RAW, TiledHTTP
 from inscan.service.tiled_server import EmbeddedTiled
 
+# Minutes on a machine that is busy with other tests.
+pytestmark = pytest.mark.timeout(300)
+
 RUNS, BROKEN = 6, 1
 Until = Callable[..., Any]
 

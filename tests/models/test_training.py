@@ -15,6 +15,9 @@ from inscan.models.train_n2n import train_n2n
 from inscan.models.training import TrainingPlan, train_denoiser
 from inscan.models.unet import UNetConfig
 
+# Minutes on a machine that is busy with other tests.
+pytestmark = pytest.mark.timeout(300)
+
 TINY = TrainingPlan(steps=12, shapes=((4, 32),), network=UNetConfig((8, 12), 1))
 
 
