@@ -12,14 +12,8 @@ from bluesky.utils import Msg, MsgGenerator
 from inscan.callbacks import plan_waiting
 from inscan.callbacks.connection import Connection
 from inscan.callbacks.plan_checks import Check, Context, read_checks
-from inscan.callbacks.plan_measure import (
-    FinePlan,
-    Measured,
-    marked,
-    measure_proposal,
-    noting_runs,
-    suspended,
-)
+from inscan.callbacks.plan_measure import FinePlan, Measured, measure_proposal
+from inscan.callbacks.plan_scans import marked, noting_runs, suspended
 from inscan.callbacks.plan_waiting import NoAnswer, OutcomeTimeout, ask, wait_for_outcome
 
 __all__ = ["CoarseToFine", "approvals", "coarse_to_fine"]

@@ -12,13 +12,8 @@ from bluesky.utils import Msg, MsgGenerator
 from inscan.callbacks.connection import Connection
 from inscan.callbacks.plan_checks import Check, Context
 from inscan.callbacks.plan_coarse_to_fine import approvals
-from inscan.callbacks.plan_measure import (
-    FinePlan,
-    Measured,
-    measure_proposal,
-    noting_runs,
-    unapproved,
-)
+from inscan.callbacks.plan_measure import FinePlan, Measured, measure_proposal, unapproved
+from inscan.callbacks.plan_scans import noting_runs
 from inscan.callbacks.plan_waiting import OutcomeTimeout, wait_for_outcome
 
 __all__ = ["AdaptiveDwell", "adaptive_dwell"]

@@ -5,18 +5,18 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
-from bluesky.utils import FailedStatus, Msg, MsgGenerator
+from bluesky.utils import Msg, MsgGenerator
 
 from inscan.callbacks.composite_uid import composite_uid
 from inscan.callbacks.connection import Connection
-from inscan.callbacks.plan_checks import Check, Context, read_checks, read_context
+from inscan.callbacks.plan_checks import Check, Context
 from inscan.callbacks.plan_coarse_to_fine import approvals
-from inscan.callbacks.plan_execution import Execution, executing
-from inscan.callbacks.plan_measure import APPROVED, marked, noting_runs, suspended, unapproved
-from inscan.callbacks.plan_opening import NotAllowedError, guarded
-from inscan.callbacks.plan_waiting import STOPPING, OutcomeTimeout, wait_for_outcome
+from inscan.callbacks.plan_execution import executing
+from inscan.callbacks.plan_measure import APPROVED, unapproved
+from inscan.callbacks.plan_opening import NotAllowedError
+from inscan.callbacks.plan_scans import FineScans, noting_runs
+from inscan.callbacks.plan_waiting import OutcomeTimeout, wait_for_outcome
 
 __all__ = ["EnergiesPlan", "SurveyThenEnergies", "survey_then_energies"]
 
@@ -26,7 +26,6 @@ EnergiesPlan = Callable[[list[float], dict[str, Any]], MsgGenerator[Any]]
 """(energies in eV, proposal) -> plan of one stack at these energies."""
 _KIND = "energies"
 _PRECISE = "energies.precision_ev"
-_MOST_RETRIES = 5
 
 
 @dataclass
@@ -152,8 +151,8 @@ def survey_then_energies(
             return end("rounds", f"{max_rounds} rounds are done (max_rounds)")
         with executing(connection, str(proposal["id"])) as execution:
             execution.earlier = list(done.fine_uids)
-            one = _Round(execution, done, proposal, checks, suspenders, context, tell)
-            ended = yield from one.take(energies_plan)
+            scans = FineScans(execution, proposal, done.survey_uid, checks, suspenders, context)
+            ended = yield from _take(scans, energies_plan, done, tell)
             execution.complete, execution.reason = not ended, ended
         done.fine_uids.extend(execution.runs)
         if ended:
@@ -163,83 +162,39 @@ def survey_then_energies(
         run_uid = composite_uid(done.survey_uid, done.fine_uids)
 
 
-@dataclass
-class _Round:
-    """Energies of one proposal that are being taken."""
-
-    execution: Execution
-    done: SurveyThenEnergies
-    proposal: dict[str, Any]
-    checks: Sequence[Check]
-    suspenders: Sequence[Any]
-    context: Context | None
-    tell: Callable[[str], None]
-
-    def take(self, energies_plan: EnergiesPlan) -> Generator[Msg, Any, str]:
-        """Confirm and take them, again where that is needed and allowed; return why not, or nothing."""
-        energies = _energies(self.proposal)
-        if not energies:
-            return "the proposal has no energies"
-        self.tell(f"{len(energies)} energies: {self.proposal.get('reason') or 'no reason given'}")
-        retries = min(int(self.proposal.get("retries") or 0), _MOST_RETRIES)
-        failure = ""
-        for attempt in range(1, retries + 2):
-            refusal = yield from self._clear(attempt)
-            if refusal:
-                return refusal
-            begun = len(self.execution.runs)
-            try:
-                failure = yield from self._scan(energies, energies_plan, attempt)
-            except NotAllowedError as error:
-                return str(error)
-            if not failure and len(self.execution.runs) == begun:
-                return "the plan of the energies opened no run"
-            if not failure:
-                refusal = yield from self.execution.measured()
-                return (
-                    f"the service has not taken note of the energies: {refusal}" if refusal else ""
-                )
-            self.done.notes.append(failure)
-            self.tell(failure)
-        return f"{failure} (rescan.retries: {retries})"
-
-    def _clear(self, attempt: int) -> Generator[Msg, Any, str]:
-        """Checks, then the service's word; return why there must be no motion, or nothing."""
-        refusal = yield from read_checks(self.checks)
-        if refusal:
-            return refusal
-        context = yield from read_context(self.context)
+def _take(
+    scans: FineScans,
+    energies_plan: EnergiesPlan,
+    done: SurveyThenEnergies,
+    tell: Callable[[str], None],
+) -> Generator[Msg, Any, str]:
+    """Confirm and take a proposal's energies, again where that is needed and allowed; return why not, or nothing."""
+    execution, proposal = scans.execution, dict(scans.proposal)
+    energies = _energies(proposal)
+    if not energies:
+        return "the proposal has no energies"
+    tell(f"{len(energies)} energies: {proposal.get('reason') or 'no reason given'}")
+    mark = f"energies-{proposal.get('round') or done.rounds + 1}"
+    failure = ""
+    for attempt in range(1, scans.retries + 2):
         # The field stays where it is: no region is named, all that is proposed is confirmed.
-        refusal = yield from self.execution.confirm(None, context, None, attempt)
+        refusal = yield from scans.clear(None, None, attempt)
         if refusal:
             return refusal
-        # The answer may have taken its time, or a pause came in between.
-        return (yield from read_checks(self.checks))
-
-    def _scan(
-        self, energies: list[float], energies_plan: EnergiesPlan, attempt: int
-    ) -> Generator[Msg, Any, str]:
-        """Run the plan; return how a device failed, or nothing. NotAllowedError: its run is not as the survey was."""
-        marks = {
-            "purpose": "fine",
-            "parent_uid": self.done.survey_uid,
-            "rescan_proposal": self.proposal["id"],
-            "region": f"energies-{self.proposal.get('round') or self.done.rounds + 1}",
-        }
-        plan = guarded(
-            marked(energies_plan(energies, self.proposal), marks),
-            self.proposal.get("context") or {},
-            lambda told: self.execution.confirm(None, told, None, attempt),
-        )
+        begun = len(execution.runs)
+        plan = energies_plan(energies, proposal)
         try:
-            yield from noting_runs(suspended(plan, self.suspenders), self.execution.runs)
-        except (*STOPPING, NotAllowedError):
-            raise
-        except (FailedStatus, TimeoutError) as error:
-            cause = error.__cause__ or error
-            return f"the fine scan failed: {type(cause).__name__}: {cause}"
-        yield from bps.checkpoint()
-        return ""
+            failure = yield from scans.take(plan, mark, None, None, attempt)
+        except NotAllowedError as error:
+            return str(error)
+        if not failure and len(execution.runs) == begun:
+            return "the plan of the energies opened no run"
+        if not failure:
+            refusal = yield from execution.measured()
+            return f"the service has not taken note of the energies: {refusal}" if refusal else ""
+        done.notes.append(failure)
+        tell(failure)
+    return f"{failure} (rescan.retries: {scans.retries})"
 
 
 def _survey(plan: MsgGenerator[Any]) -> MsgGenerator[Any]:

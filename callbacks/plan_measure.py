@@ -1,29 +1,25 @@
 """Measure a proposal: each region is checked and confirmed right before it, a drift is followed, failures are told."""
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import bluesky.plan_stubs as bps
-import bluesky.preprocessors as bpp
-from bluesky.utils import FailedStatus, Msg, MsgGenerator
+from bluesky.utils import Msg, MsgGenerator
 
 from inscan.callbacks.connection import Connection
-from inscan.callbacks.plan_checks import Check, Context, read_checks, read_context
+from inscan.callbacks.plan_checks import Check, Context
 from inscan.callbacks.plan_drift import Drift
-from inscan.callbacks.plan_execution import Execution, executing
-from inscan.callbacks.plan_opening import NotAllowedError, guarded
-from inscan.callbacks.plan_waiting import STOPPING, NoAnswer, ask
+from inscan.callbacks.plan_execution import executing
+from inscan.callbacks.plan_opening import NotAllowedError
+from inscan.callbacks.plan_scans import FineScans
+from inscan.callbacks.plan_waiting import NoAnswer, ask
 
 __all__ = [
     "APPROVED",
     "FinePlan",
     "Measured",
-    "marked",
     "measure_proposal",
-    "noting_runs",
-    "suspended",
     "unapproved",
 ]
 
@@ -32,9 +28,6 @@ logger = logging.getLogger(__name__)
 FinePlan = Callable[[dict[str, Any], dict[str, Any]], MsgGenerator[Any]]
 """(region, proposal) -> plan of one fine scan."""
 APPROVED = ("approved", "auto", "queued")
-_MOST_RETRIES = 5
-_FAILURES = (FailedStatus, TimeoutError)
-"""What a device that failed raises in a plan; anything else is a defect, or somebody stops the plan."""
 
 
 @dataclass
@@ -182,9 +175,8 @@ def measure_proposal(
         done.earlier, drift.shift = [*before.earlier, *before.runs], before.shift
     with executing(connection, done.proposal, done.earlier) as execution:
         done.runs = execution.runs
-        one = _Proposal(
-            execution, proposal, fine_plan, checks, suspenders, context, drift, done, note, tell
-        )
+        scans = FineScans(execution, proposal, drift.survey_uid, checks, suspenders, context)
+        one = _Proposal(scans, fine_plan, drift, done, note, tell)
         ended = ""
         for number, region in enumerate(regions, 1):
             ended = "" if unless is None else unless(region)
@@ -216,12 +208,8 @@ def measure_proposal(
 class _Proposal:
     """A proposal that is being measured."""
 
-    execution: Execution
-    proposal: dict[str, Any]
+    scans: FineScans
     fine_plan: FinePlan
-    checks: Sequence[Check]
-    suspenders: Sequence[Any]
-    context: Context | None
     drift: Drift
     done: Measured
     note: Callable[[str], None]
@@ -231,14 +219,16 @@ class _Proposal:
         """Measure a region, again where that is needed and allowed; return why the proposal ends here, or nothing."""
         label = region.get("label", "")
         self.tell(f"Region {label}: {region.get('reason') or 'no reason given'}")
-        retries = min(int(self.proposal.get("retries") or 0), _MOST_RETRIES)
+        execution, retries = self.scans.execution, self.scans.retries
         for attempt in range(1, retries + 2):
-            refusal = yield from self._clear(label, attempt)
+            shift = self.drift.shift
+            refusal = yield from self.scans.clear(label, shift, attempt)
             if refusal:
                 return refusal
-            begun = len(self.execution.runs)
+            begun = len(execution.runs)
+            plan = self.fine_plan(self.drift.moved(region), dict(self.scans.proposal))
             try:
-                failure = yield from self._scan(region, attempt)
+                failure = yield from self.scans.take(plan, label, label, shift, attempt)
             except NotAllowedError as error:
                 return str(error)
             if failure:
@@ -247,7 +237,7 @@ class _Proposal:
                     continue
                 self.done.failure = failure
                 return f"{failure} (rescan.retries: {retries})"
-            runs = self.execution.runs[begun:]
+            runs = execution.runs[begun:]
             if not runs:
                 return f"the fine plan of region {label} opened no run"
             self.done.regions[str(label)] = runs[-1]
@@ -264,58 +254,10 @@ class _Proposal:
 
     def look(self, run_uid: str, label: Any) -> MsgGenerator[None]:
         """Find the last region in the survey; `done.lost` says why that is not possible."""
-        self.done.lost = yield from self.drift.look(self.execution, run_uid, label)
+        self.done.lost = yield from self.drift.look(self.scans.execution, run_uid, label)
         for text in (self.drift.remark, self.done.lost):
             if text:
                 self.note(f"Region {label}: {text}")
-
-    def _clear(self, label: Any, attempt: int) -> Generator[Msg, Any, str]:
-        """Checks, then the service's word; return why there must be no motion, or nothing."""
-        refusal = yield from read_checks(self.checks)
-        if refusal:
-            return refusal
-        context = yield from read_context(self.context)
-        refusal = yield from self.execution.confirm(label, context, self.drift.shift, attempt)
-        if refusal:
-            return refusal
-        # The answer may have taken its time, or a pause came in between.
-        return (yield from read_checks(self.checks))
-
-    def _scan(self, region: dict[str, Any], attempt: int) -> Generator[Msg, Any, str]:
-        """Run the fine plan; return how a device failed, or nothing.
-
-        Raises
-        ------
-        NotAllowedError
-            What the fine plan says of its run is not the state in which the proposal was made.
-        """
-        marks = {
-            "purpose": "fine",
-            "parent_uid": self.drift.survey_uid,
-            "rescan_proposal": self.proposal["id"],
-            "region": region.get("label", ""),
-        }
-        fine = self.fine_plan(self.drift.moved(region), self.proposal)
-        if not isinstance(fine, Iterable):
-            raise TypeError(
-                f"fine_plan returned {fine!r}, which is no plan: return or yield from one"
-            )
-        plan = marked(fine, marks)
-        label, shift = region.get("label", ""), self.drift.shift
-        plan = guarded(
-            plan,
-            self.proposal.get("context") or {},
-            lambda told: self.execution.confirm(label, told, shift, attempt),
-        )
-        try:
-            yield from noting_runs(suspended(plan, self.suspenders), self.execution.runs)
-        except (*STOPPING, NotAllowedError):
-            raise
-        except _FAILURES as error:
-            cause = error.__cause__ or error
-            return f"the fine scan failed: {type(cause).__name__}: {cause}"
-        yield from bps.checkpoint()
-        return ""
 
 
 def unapproved(proposal: Mapping[str, Any]) -> str:
@@ -329,28 +271,3 @@ def unapproved(proposal: Mapping[str, Any]) -> str:
         "suggest": " (rescan.mode is suggest: regions are only shown)",
     }
     return f"suggested, not approved{hint.get(str(proposal.get('mode')), '')}"
-
-
-def marked(plan: MsgGenerator[Any], marks: Mapping[str, Any]) -> MsgGenerator[Any]:
-    """Add metadata to every run that a plan opens."""
-    return bpp.inject_md_wrapper(plan, dict(marks))
-
-
-def noting_runs(plan: MsgGenerator[Any], uids: list[str]) -> MsgGenerator[Any]:
-    """Append to ``uids`` the uid of each run that a plan opens, whatever the plan returns."""
-    # By its documents rather than by responses to messages: those are lost in a pause.
-    return bpp.subs_wrapper(plan, {"start": [lambda name, doc: uids.append(doc["uid"])]})
-
-
-def suspended(plan: MsgGenerator[Any], suspenders: Sequence[Any]) -> MsgGenerator[Any]:
-    """Install suspenders for the time of a plan, and leave none behind."""
-    if not suspenders:
-        return (yield from plan)
-    try:
-        return (yield from bpp.suspend_wrapper(plan, list(suspenders)))
-    except GeneratorExit:
-        # A halted plan may not clean up by messages: Bluesky would keep the suspenders for good.
-        for suspender in suspenders:
-            if suspender.RE is not None:
-                suspender.RE.remove_suspender(suspender)
-        raise
