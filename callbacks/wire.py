@@ -5,12 +5,14 @@ endian. Arrays stand behind the body as raw C-order buffers, each on a 16-byte b
 order in which the body names them. So packing copies no array (`pack_parts`), unpacking makes
 views into the received buffer, and no declared size can ask for memory that did not arrive.
 
-A message is a list of frames ``[b"XI", version, kind, header, chunk, ...]``.
+A message is a list of frames ``[b"XI", version, kind, header, checksum, chunk, ...]``; the checksum is the
+CRC-32 of kind, header and chunks.
 """
 
 import math
 import re
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +27,13 @@ __all__ = [
     "MAX_DOCUMENT_BYTES",
     "MAX_HEADER_BYTES",
     "PROTOCOL",
+    "DamagedError",
     "Message",
     "WireError",
     "VersionError",
     "decode_message",
     "encode_message",
+    "in_version_of",
     "pack",
     "pack_parts",
     "plain",
@@ -38,7 +42,7 @@ __all__ = [
 
 Buffer = bytes | bytearray | memoryview
 
-PROTOCOL = (1, 0)  # major must match, minor is additive
+PROTOCOL = (2, 0)  # major must match, minor is additive
 MAX_DOCUMENT_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 64 * 2**10
 _MAX_CHUNKS = 64
@@ -50,10 +54,16 @@ _EXT_COMPLEX = 2
 _DTYPE = re.compile(r"(?:[<>|][biufc](?:1|2|4|8|12|16|24|32)|[<>|][SU][1-9][0-9]{0,6})")
 _KIND = re.compile(rb"[A-Z_]{1,24}")
 _MAGIC = b"XI"
+_FRAMES = 5  # before the chunks
+_CHECKSUM = struct.Struct("<I")
 
 
 class VersionError(WireError):
     """The peer speaks another major version of the protocol."""
+
+
+class DamagedError(WireError):
+    """The bytes are not those that were sent."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +294,21 @@ def encode_message(kind: str, header: Mapping[str, Any], *chunks: Buffer) -> lis
         raise WireError(
             f"{kind} header of {len(packed)} bytes, {MAX_HEADER_BYTES} at most; send bulk as chunk"
         )
-    return [_MAGIC, bytes(PROTOCOL), kind.encode(), packed, *chunks]
+    name = kind.encode()
+    checksum = _CHECKSUM.pack(_crc(name, packed, *chunks))
+    return [_MAGIC, bytes(PROTOCOL), name, packed, checksum, *chunks]
+
+
+def in_version_of(peer: Sequence[Buffer], frames: list[Buffer]) -> list[Buffer]:
+    """Frames of an answer under the version that a peer speaks, or it could not read why it is refused."""
+    return [frames[0], bytes(memoryview(peer[1])), *frames[2:]]
+
+
+def _crc(*frames: Buffer) -> int:
+    crc = 0
+    for frame in frames:
+        crc = zlib.crc32(frame, crc)
+    return crc
 
 
 def decode_message(frames: Sequence[Buffer]) -> Message:
@@ -294,11 +318,14 @@ def decode_message(frames: Sequence[Buffer]) -> Message:
     ------
     VersionError
         If the peer speaks another major version.
+    DamagedError
+        If something was changed on the way.
     WireError
         If this is no inscan message. Nothing but the header is decoded here.
     """
-    if not 4 <= len(frames) <= 4 + _MAX_CHUNKS:
-        raise WireError(f"a message of {len(frames)} frames, 4 to {4 + _MAX_CHUNKS} expected")
+    most = _FRAMES + _MAX_CHUNKS
+    if not 4 <= len(frames) <= most:  # version 1 had no checksum, and is to be told so
+        raise WireError(f"a message of {len(frames)} frames, {_FRAMES} to {most} expected")
     magic, version, kind, header = (memoryview(frame).cast("B") for frame in frames[:4])
     if magic != _MAGIC:
         raise WireError("not an inscan message")
@@ -309,12 +336,15 @@ def decode_message(frames: Sequence[Buffer]) -> Message:
             f"the peer speaks protocol {version[0]}.{version[1]}, this is {PROTOCOL[0]}."
             f"{PROTOCOL[1]}; install the same inscan on both sides"
         )
+    chunks = tuple(memoryview(chunk).cast("B") for chunk in frames[_FRAMES:])
+    checksum = bytes(frames[4]) if len(frames) > 4 else b""
+    if checksum != _CHECKSUM.pack(_crc(kind, header, *chunks)):
+        raise DamagedError("its checksum does not fit: it was changed on the way")
     if len(kind) > 24 or not _KIND.fullmatch(bytes(kind)):
         raise WireError("malformed message kind")
     fields = unpack(header, max_bytes=MAX_HEADER_BYTES)
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise WireError(f"{bytes(kind).decode()} header is no mapping of names")
-    chunks = tuple(memoryview(chunk).cast("B") for chunk in frames[4:])
     return Message(bytes(kind).decode(), fields, chunks)
 
 

@@ -14,7 +14,7 @@ import zmq
 from pydantic import ValidationError
 
 from inscan.callbacks import wire
-from inscan.callbacks.wire import VersionError, WireError
+from inscan.callbacks.wire import DamagedError, VersionError, WireError
 from inscan.service.dispatch import KINDS, Dispatcher
 from inscan.service.journal import Journal, JournalError
 from inscan.service.mailbox import Mailbox
@@ -179,10 +179,11 @@ class Broker:
         except VersionError as error:
             counts["refused"] += 1
             text = Notice(code="protocol", message=str(error)).model_dump(mode="json")
-            answer = wire.encode_message("ERR", text)
-            # In the version that the peer speaks, or it could not read why it is refused.
-            answer[1] = rest[1]
+            answer = wire.in_version_of(rest, wire.encode_message("ERR", text))
             self._send_frames([identity, *answer])
+            return
+        except DamagedError:
+            counts["damaged"] += 1
             return
         except WireError:
             counts["garbage"] += 1

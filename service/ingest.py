@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 
 from inscan.callbacks.wire import (
+    DamagedError,
     Message,
     VersionError,
     WireError,
@@ -90,7 +91,7 @@ class Ingest:
     ) -> None:
         self.boot = uuid.uuid4().hex
         self.counts: Counter[str] = Counter()
-        """Messages by kind, and ``garbage``, ``repeated``, ``gaps``, ``repaired`` (events and rows)."""
+        """Messages by kind, and ``garbage``, ``damaged``, ``repeated``, ``gaps``, ``repaired`` (events and rows)."""
         self._address = address
         self._uses = uses
         self._is_closed = is_closed
@@ -184,7 +185,10 @@ class Ingest:
             message = decode_message(rest)
         except VersionError as error:
             self.counts["garbage"] += 1
-            self._line.send(identity, "ERR", {"code": "protocol", "message": str(error)})
+            self._line.refuse(identity, rest, str(error))
+            return
+        except DamagedError:
+            self.counts["damaged"] += 1
             return
         except WireError:
             self.counts["garbage"] += 1

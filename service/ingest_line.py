@@ -6,7 +6,7 @@ from typing import Any
 
 import zmq
 
-from inscan.callbacks.wire import MAX_DOCUMENT_BYTES, Buffer, encode_message
+from inscan.callbacks.wire import MAX_DOCUMENT_BYTES, Buffer, encode_message, in_version_of
 from inscan.service.sockets import bind_router
 
 
@@ -47,9 +47,16 @@ class Line:
 
     def send(self, identity: bytes, kind: str, header: Mapping[str, Any], *chunks: Buffer) -> None:
         """Send if the client is there; whatever is lost is asked for again."""
+        self._send([identity, *encode_message(kind, header, *chunks)])
+
+    def refuse(self, identity: bytes, theirs: list[bytes], why: str) -> None:
+        """Tell a client of another protocol, in its own, why nothing comes of it."""
+        answer = encode_message("ERR", {"code": "protocol", "message": why})
+        self._send([identity, *in_version_of(theirs, answer)])
+
+    def _send(self, frames: list[Buffer]) -> None:
         assert self.socket is not None
         try:
-            frames = [identity, *encode_message(kind, header, *chunks)]
             self.socket.send_multipart(frames, zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -33,6 +34,20 @@ def _nobodys(child: psutil.Process) -> bool:
         )
     except psutil.NoSuchProcess:
         return True
+
+
+@pytest.fixture(scope="session")
+def lives() -> Callable[[int], bool]:
+    """`lives(pid)`: whether a process runs. One whose parent was killed stays in the table until whatever adopted it
+    looks, in a container perhaps for ever."""
+
+    def look(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        except psutil.NoSuchProcess:
+            return False
+
+    return look
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import math
 import struct
 import tracemalloc
+import zlib
 
 import msgpack
 import numpy as np
@@ -14,11 +15,14 @@ from hypothesis.extra import numpy as hnp
 from inscan.callbacks import wire
 from inscan.callbacks.wire import (
     MAX_HEADER_BYTES,
+    PROTOCOL,
+    DamagedError,
     Message,
     VersionError,
     WireError,
     decode_message,
     encode_message,
+    in_version_of,
     pack,
     pack_parts,
     plain,
@@ -181,7 +185,7 @@ def test_random_bytes_give_an_object_or_a_wire_error(junk):
         except WireError:
             pass
     try:
-        decode_message([b"XI", b"\x01\x00", b"DOC", junk])
+        decode_message([b"XI", bytes(PROTOCOL), b"DOC", junk, crc(b"DOC", junk)])
     except WireError:
         pass
 
@@ -296,8 +300,37 @@ def test_another_major_version_is_named_another_minor_is_fine():
 )
 def test_malformed_messages_are_refused(change):
     frames = [bytes(frame) for frame in encode_message("DOC", {"run": "u"})]
-    with pytest.raises(WireError):
-        decode_message(change(frames))
+    changed = change(frames[:4])
+    checked = changed
+    if len(changed) >= 4:
+        checked = [*changed[:4], crc(*changed[2:4], *changed[4:]), *changed[4:]]
+    with pytest.raises(WireError) as caught:
+        decode_message(checked)
+    assert not isinstance(caught.value, DamagedError)
+
+
+def crc(*frames: bytes) -> bytes:
+    return zlib.crc32(b"".join(frames)).to_bytes(4, "little")
+
+
+@given(bit=st.integers(0, 8 * 4000), frame=st.integers(2, 6))
+def test_a_flipped_bit_is_noticed(bit, frame):
+    frames = [bytearray(f) for f in encode_message("DOC", {"run": "u"}, b"chunk" * 800, b"more")]
+    place = frames[frame]
+    place[bit // 8 % len(place)] ^= 1 << bit % 8
+    with pytest.raises(DamagedError):
+        decode_message(frames)
+    with pytest.raises(DamagedError):
+        decode_message([*frames[:6], bytes(frames[6])[:-1]])
+
+
+def test_a_message_without_a_checksum_is_another_versions():
+    frames = [bytes(frame) for frame in encode_message("PING", {})][:4]
+    with pytest.raises(DamagedError):
+        decode_message(frames)
+    with pytest.raises(VersionError, match="protocol 1.0"):
+        decode_message([frames[0], b"\x01\x00", *frames[2:]])
+    assert in_version_of([b"XI", b"\x01\x00"], encode_message("ERR", {}))[1] == b"\x01\x00"
 
 
 def test_a_header_too_large_is_refused_where_it_is_made():

@@ -344,7 +344,9 @@ def test_what_is_in_the_way_is_said_in_one_line(server_in, tmp_path):
     assert "cannot be used" in server_in().refused()
 
 
-def test_a_killed_service_comes_back_and_each_run_has_one_result(server_in, linked, wait_until):
+def test_a_killed_service_comes_back_and_each_run_has_one_result(
+    server_in, linked, wait_until, lives
+):
     server = server_in("wait")
     server.start(wait_until)
     connection = linked(server)
@@ -354,7 +356,7 @@ def test_a_killed_service_comes_back_and_each_run_has_one_result(server_in, link
     wait_until(lambda: list(server.state.parent.glob("begun-*")), "a job has begun")
     pids = [child.pid for child in psutil.Process(server.process.pid).children(recursive=True)]
     server.kill()
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "its children are gone")
+    wait_until(lambda: not any(lives(pid) for pid in pids), "its children are gone")
     for name, doc in half.documents[12:]:
         connection(name, doc)
     (server.state.parent / "go").touch()
@@ -373,7 +375,7 @@ def test_a_killed_service_comes_back_and_each_run_has_one_result(server_in, link
     assert again.process.wait(40) == 0
 
 
-def test_sigterm_ends_everything_in_order(server_in, linked, wait_until):
+def test_sigterm_ends_everything_in_order(server_in, linked, wait_until, lives):
     server = server_in("wait", drain_s=30.0)
     server.start(wait_until)
     scan = Scan()
@@ -386,7 +388,7 @@ def test_sigterm_ends_everything_in_order(server_in, linked, wait_until):
     server.process.terminate()
     (server.state.parent / "go").touch()
     assert server.process.wait(40) == 0
-    assert not any(child.is_running() for child in family)
+    assert not any(lives(child.pid) for child in family)
     assert not (server.state / "service.json").exists()
     # The job that ran was let finish, and its result is in Tiled: nothing of it is left to do.
     journal = Journal(server.state / "journal.db")

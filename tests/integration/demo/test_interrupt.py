@@ -3,7 +3,6 @@
 import re
 import signal
 
-import psutil
 import pytest
 from tiled.client import from_uri
 
@@ -12,20 +11,23 @@ from inscan.service.tiled_server import EmbeddedTiled
 INTERRUPTED = 130
 
 
-def assert_gone(family, out, until, related):
-    _, alive = psutil.wait_procs(family, 10)
-    assert not alive
-    until(lambda: not related(out), 10)
+@pytest.fixture
+def assert_gone(until, related, lives):
+    def check(family, out):
+        until(lambda: not any(lives(process.pid) for process in family), 10)
+        until(lambda: not related(out), 10)
+
+    return check
 
 
-def test_while_the_service_starts(start, maps, until, related, tmp_path):
+def test_while_the_service_starts(start, maps, until, assert_gone, tmp_path):
     demo = start(tmp_path / "out", "--sample", str(maps))
     until(lambda: (demo.out / "state" / "lock").exists(), 60)
     family = demo.family()
     assert family
     demo.interrupt()
     assert demo.wait() == INTERRUPTED, demo.stderr
-    assert_gone(family, demo.out, until, related)
+    assert_gone(family, demo.out)
     answer = demo.answer
     assert answer["interrupted"] and answer["runs"] == []
     assert any("no scan had been started" in problem for problem in answer["problems"])
@@ -33,7 +35,7 @@ def test_while_the_service_starts(start, maps, until, related, tmp_path):
     assert not (demo.out / "state" / "service.json").exists()
 
 
-def test_in_the_middle_of_the_survey(start, maps, until, related, tmp_path):
+def test_in_the_middle_of_the_survey(start, maps, until, assert_gone, tmp_path):
     demo = start(tmp_path / "out", "--sample", str(maps), INSCAN_SIM_TIME_SCALE="0.7")
     until(lambda: "snapshot after " in demo.stderr, 90)
     family = demo.family()
@@ -41,7 +43,7 @@ def test_in_the_middle_of_the_survey(start, maps, until, related, tmp_path):
     until(lambda: "Aborting" in demo.stderr)
     demo.interrupt()  # changes nothing
     assert demo.wait() == INTERRUPTED, demo.stderr
-    assert_gone(family, demo.out, until, related)
+    assert_gone(family, demo.out)
     assert "already stopping" in demo.stderr and "Traceback" not in demo.stderr
     (survey,) = demo.answer["runs"]
     assert (survey["purpose"], survey["exit_status"]) == ("survey", "abort")
@@ -65,13 +67,13 @@ def test_in_the_middle_of_the_survey(start, maps, until, related, tmp_path):
     assert 8 <= rows.sum() < 20 and not measured[~rows].any()
 
 
-def test_during_a_fine_scan(start, maps, until, related, tmp_path):
+def test_during_a_fine_scan(start, maps, until, assert_gone, tmp_path):
     demo = start(tmp_path / "out", "--sample", str(maps), INSCAN_SIM_TIME_SCALE="0.15")
     until(lambda: "Region 2-" in demo.stderr, 90)
     family = demo.family()
     demo.interrupt()
     assert demo.wait() == INTERRUPTED, demo.stderr
-    assert_gone(family, demo.out, until, related)
+    assert_gone(family, demo.out)
     survey, first, *rest = demo.answer["runs"]
     assert survey["exit_status"] == first["exit_status"] == "success"
     assert survey["result_uid"] and first["result_uid"]
@@ -89,7 +91,7 @@ def test_during_a_fine_scan(start, maps, until, related, tmp_path):
     assert survey["result_uid"] in page
 
 
-def test_killed_outright_its_children_die_with_it(start, maps, until, tmp_path, related):
+def test_killed_outright_its_children_die_with_it(start, maps, until, tmp_path, assert_gone):
     demo = start(tmp_path / "out", "--sample", str(maps))
 
     def whole_family():
@@ -101,7 +103,7 @@ def test_killed_outright_its_children_die_with_it(start, maps, until, tmp_path, 
     family = demo.family()
     demo.process.send_signal(signal.SIGKILL)
     assert demo.wait() == -signal.SIGKILL
-    assert_gone(family, demo.out, until, related)
+    assert_gone(family, demo.out)
 
 
 @pytest.mark.parametrize("signals", [1, 2])

@@ -183,7 +183,7 @@ def test_garbage_is_counted_and_hurts_nobody(serve, link, store, wait_until):
     doc = {"run": "r", "offset": 0, "next": 10}
     messages = [
         [b"junk"],
-        [b"XI", b"\x01\x00", b"DOC", b"\xc1" * 50],
+        [b"XI", bytes(PROTOCOL), b"doc", *encode_message("DOC", {})[3:]],
         encode_message("DOC", {}),
         encode_message("DOC", doc),  # no payload
         encode_message("DOC", {**doc, "offset": "x"}, b"p"),
@@ -195,10 +195,15 @@ def test_garbage_is_counted_and_hurts_nobody(serve, link, store, wait_until):
     ]
     for message in messages:
         hostile.send_multipart(message)
-    wait_until(lambda: service.ingest.counts["garbage"] == len(messages))
+    damaged = encode_message("DOC", doc, b"payload")
+    hostile.send_multipart([*damaged[:-1], b"Payload"])
+    wait_until(lambda: service.ingest.counts["damaged"] == 2)  # that, and the kind in small letters
+    wait_until(lambda: service.ingest.counts["garbage"] == len(messages) - 1)
     hostile.send_multipart([good[0], bytes([PROTOCOL[0] + 1, 0]), *good[2:]])
     assert hostile.poll(30_000)
-    answer = decode_message(hostile.recv_multipart())
+    told = hostile.recv_multipart()
+    assert told[1] == bytes([PROTOCOL[0] + 1, 0])  # in its own version, or it could not read it
+    answer = decode_message([told[0], bytes(PROTOCOL), *told[2:]])
     assert answer.kind == "ERR" and "install the same inscan" in answer.header["message"]
     # A document of bytes that cannot be read is a gap of its own run.
     hostile.send_multipart(encode_message("DOC", {**doc, "run": "junk"}, b"not a document"))

@@ -33,8 +33,10 @@ RULES = {
 class Microscope:
     """The simulated microscope with its plans, a service, and the record of what moved."""
 
-    def __init__(self, folder: Path, until: Callable[..., Any], **rules: Any) -> None:
-        self.folder, self.until = folder, until
+    def __init__(
+        self, folder: Path, until: Callable[..., Any], lives: Callable[[int], bool], **rules: Any
+    ) -> None:
+        self.folder, self.until, self.lives = folder, until, lives
         self.state = folder / "state"
         profile = yaml.safe_load(shipped_profiles()["sim_xrf"].read_text(encoding="utf-8"))
         profile["rescan"] |= RULES | rules
@@ -127,8 +129,7 @@ class Microscope:
         family = psutil.Process(self._service._process.pid).children(recursive=True)
         self._service._process.kill()
         self._service._process.wait()
-        _, alive = psutil.wait_procs(family, 20)
-        assert not alive
+        self.until(lambda: not any(self.lives(one.pid) for one in family))
 
     def close(self) -> None:
         """End connection and service."""
@@ -185,10 +186,12 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
-def microscope(tmp_path_factory: pytest.TempPathFactory, until: Any) -> Iterator[Microscope]:
+def microscope(
+    tmp_path_factory: pytest.TempPathFactory, until: Any, lives: Any
+) -> Iterator[Microscope]:
     """One for all tests; its sample slips once, after the first run."""
     assert "INSCAN_SERVICE" not in os.environ
-    made = Microscope(tmp_path_factory.mktemp("microscope"), until)
+    made = Microscope(tmp_path_factory.mktemp("microscope"), until, lives)
     made.serve()
     try:
         made.connect(INSCAN_SIM_DRIFT="0.4 um")
