@@ -4,6 +4,7 @@
 #   make test    the tests
 #   make lint    ruff, pyright, import contracts
 #   make bench   the figures of docs/benchmarks.md, measured on this machine
+#   make torture               every fault of docs/reliability.md, many times (an hour or two)
 #   make evaluate              every method beside its peers, into docs/evaluation (an hour or two)
 #   make measured DATA=DIR     the methods on measured files, into docs/evaluation and docs/pictures
 #
@@ -20,7 +21,7 @@ SEEDS ?= 10
 # Ten inclusions a map are few: intervals of regions need more maps, and a map takes a second.
 REGION_SEEDS ?= 20
 
-.PHONY: setup demo test lint bench evaluate measured clean
+.PHONY: setup demo test lint bench torture evaluate measured clean
 
 setup: $(VENV)/.installed
 
@@ -45,6 +46,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run_all.py
+
+# PARTS names some of them: kills network fuzz tiled resources documents scan soak.
+torture: setup
+	$(BIN)/python benchmarks/torture.py $(PARTS)
 
 evaluate: setup
 	for method in n2n superres subspace spectral; do \
