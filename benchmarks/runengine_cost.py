@@ -247,7 +247,7 @@ def ingest_process() -> None:
         is_closed=closed.__contains__,
         on_incomplete=ignore,
         outcome_of=lambda run_uid: None,
-        handle_request=lambda op, fields: {},
+        handle_request=lambda op, fields, peer: {},
         mailbox=mailbox,
     )
     print(ingest.bind(), flush=True)

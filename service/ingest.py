@@ -63,8 +63,8 @@ class Ingest:
     outcome_of : callable
         Run uid -> outcome payload, or None while there is none.
     handle_request : callable
-        (op, fields) -> reply; called in the ingest thread, so it must be quick. An exception
-        becomes a refusal that carries its text.
+        (op, fields, identity of the connection) -> reply; called in the ingest thread, so it must be
+        quick. An exception becomes a refusal that carries its text.
     mailbox : Mailbox
         For `Outcome` and `SnapshotDone`.
     incomplete_after : float
@@ -83,7 +83,7 @@ class Ingest:
         is_closed: Callable[[str], bool],
         on_incomplete: Callable[[str, str], None],
         outcome_of: Callable[[str], dict[str, Any] | None],
-        handle_request: Callable[[str, dict[str, Any]], Mapping[str, Any]],
+        handle_request: Callable[[str, dict[str, Any], bytes], Mapping[str, Any]],
         mailbox: Mailbox,
         incomplete_after: float = 600.0,
         retry_after: float = 30.0,
@@ -343,7 +343,8 @@ class Ingest:
         fields = unpack(chunk, max_bytes=_MAX_REQUEST)
         reply: dict[str, Any]
         try:
-            reply = {"ok": True, **self._handle_request(str(header["op"]), dict(fields))}
+            answer = self._handle_request(str(header["op"]), dict(fields), identity)
+            reply = {"ok": True, **answer}
             packed = pack(reply)
         except Exception as error:  # noqa: BLE001 - the caller gets to know, the service goes on
             logger.warning("request %s refused: %s", header["op"], error)

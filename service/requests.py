@@ -54,7 +54,7 @@ class Requests:
         self._queue = queue
         self._since = time.monotonic()
 
-    def __call__(self, op: str, fields: dict[str, Any]) -> Mapping[str, Any]:
+    def __call__(self, op: str, fields: dict[str, Any], peer: bytes) -> Mapping[str, Any]:
         """Answer one request.
 
         Raises

@@ -107,7 +107,7 @@ class Desk:
         self._ingest.start()
         (state / "service.json").write_text(json.dumps({"ingest": address, "tiled": tiled.uri}))
 
-    def _answer(self, op: str, fields: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, op: str, fields: dict[str, Any], peer: bytes) -> dict[str, Any]:
         """As `inscan.service.requests` does, of what people ask."""
         known: dict[str, Callable[..., Any]] = {
             "runs": lambda limit: {"runs": self.journal.runs(limit=limit)},

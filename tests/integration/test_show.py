@@ -171,7 +171,7 @@ class Rig:
         self.ingest.start()
         (state_dir / "service.json").write_text(json.dumps({"ingest": address}))
 
-    def _answer(self, op: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _answer(self, op: str, fields: Mapping[str, Any], peer: bytes) -> Mapping[str, Any]:
         assert op == "runs"
         runs = [{"scan_id": 7009, "run_uid": "run-live"}] if self.open.is_set() else []
         return {"runs": runs}

@@ -109,7 +109,7 @@ class Store:
             self.outcomes[run_uid] = self.coming.pop(0)
         self.closed.add(run_uid)
 
-    def handle_request(self, op: str, fields: dict[str, Any]) -> Mapping[str, Any]:
+    def handle_request(self, op: str, fields: dict[str, Any], peer: bytes) -> Mapping[str, Any]:
         self.requests.append((op, fields))
         if op not in self.answers:
             raise LookupError(f"no operation {op!r}")

@@ -138,7 +138,7 @@ class Store:
         self.reasons[uid] = reason
         self.over.add(uid)
 
-    def answer(self, op: str, fields: dict[str, Any]) -> Mapping[str, Any]:
+    def answer(self, op: str, fields: dict[str, Any], peer: bytes) -> Mapping[str, Any]:
         known = {"source_report": self.table.report, "sources": self._sources}
         return known[op](**fields)
 
