@@ -10,6 +10,9 @@ from inscan.service.journal import Journal, Taken
 from inscan.service.messages import Fail, InferenceResult
 from inscan.service.result_file import sync_path
 
+OUR_TROUBLE = ("no_space",)
+"""Failures that are the machine's and not the job's: a full disk lasts longer than any number of tries, and then it has
+room again."""
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +73,8 @@ def settle_failure(journal: Journal, fail: Fail) -> bool:
         return leases.release(*ticket)
     if fail.code == "stuck":
         return leases.crashed(*ticket, "its worker had to be ended")
+    if fail.code in OUR_TROUBLE:
+        return leases.postpone(*ticket, fail.code, fail.message)
     if fail.retryable:
         return leases.retry(*ticket, fail.code, fail.message)
     return leases.refuse(*ticket, fail.code, fail.message)

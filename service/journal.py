@@ -279,6 +279,29 @@ class Journal(ProposalJournal, CompositeJournal):
             for job, result in rows
         ]
 
+    def uncommitted_keys(self) -> list[str]:
+        """Keys of what `uncommitted` returns: after an hour without Tiled there may be thousands."""
+        rows = self._file.rows(
+            "SELECT key FROM jobs WHERE state = 'computed' AND synced = 1 ORDER BY seq"
+        )
+        return [key for (key,) in rows]
+
+    def computed_result(self, key: str) -> tuple[InferenceJob, InferenceResult] | None:
+        """A computed job that is not committed yet, with its result; None where it is not such a one (any more)."""
+        rows = self._file.rows(
+            "SELECT job, result FROM jobs WHERE key = ? AND state = 'computed' AND synced = 1",
+            (key,),
+        )
+        if not rows:
+            return None
+        job, result = rows[0]
+        return InferenceJob.model_validate_json(job), InferenceResult.model_validate_json(result)
+
+    def compute_again(self, key: str, code: str, reason: str) -> bool:
+        """The file of a computed result is gone or was changed before Tiled had it: queue the job again, or give up
+        after as many tries as any failure gets. False when the job was not computed."""
+        return self.leases.lost_result(key, code, reason)
+
     def committed(
         self, key: str, result_uid: str, proposals: tuple[dict[str, Any], ...] = ()
     ) -> bool:

@@ -176,6 +176,32 @@ class Leases:
                 self._requeue(c, key, failures, code, reason)
         return True
 
+    def lost_result(self, key: str, code: str, reason: str) -> bool:
+        """What a job had computed cannot be used: queue it again after a pause, or give up."""
+        with self._file.transaction() as c:
+            row = c.execute(
+                "SELECT failures FROM jobs WHERE key = ? AND state = 'computed'", (key,)
+            ).fetchone()
+            if row is None:
+                return False
+            failures = row[0] + 1
+            c.execute("UPDATE jobs SET failures = ?, result = NULL WHERE key = ?", (failures, key))
+            if failures >= MAX_FAILURES:
+                end_job(c, key, code, f"gave up after {failures} tries; the last: {reason}")
+            else:
+                self._requeue(c, key, failures, code, reason)
+        return True
+
+    def postpone(self, key: str, fence: int, code: str, reason: str) -> bool:
+        """The machine stood in the way, not the job (a full disk): queue it again after a pause, however often."""
+        with self._file.transaction() as c:
+            held = c.execute(
+                "SELECT 1 FROM jobs WHERE key = ? AND fence = ? AND state = 'leased'", (key, fence)
+            ).fetchone()
+            if held is not None:
+                self._requeue(c, key, 3, code, reason)
+        return held is not None
+
     def refuse(self, key: str, fence: int, code: str, reason: str) -> bool:
         """A try failed in a way that will not pass: end the job, if this dispatch still holds
         it."""
