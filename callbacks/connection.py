@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from inscan.callbacks.approver_pass import GATED, with_key
 from inscan.callbacks.document_log import DocumentLog
 from inscan.callbacks.link import default_state_dir, locate
 from inscan.callbacks.shipper import Shipper
@@ -63,9 +64,11 @@ class Connection:
         self._snapshots: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._log = DocumentLog(log_dir or state_dir / "log")
         self.resumed = self._log.resume() if resume else 0
+        self._address = address
+        self._locate = lambda: locate(state_dir, explicit=address, profile=profile_address)
         self._shipper = Shipper(
             self._log,
-            lambda: locate(state_dir, explicit=address, profile=profile_address),
+            self._locate,
             on_outcome=self._outcome,
             on_snapshot=self._snapshot,
         )
@@ -168,7 +171,15 @@ class Connection:
         concurrent.futures.Future
             The reply, a dict with ``ok``; or the exception
             `inscan.callbacks.shipper.ServiceGone`.
+
+        Raises
+        ------
+        PassError
+            If the operation needs an approver's key, and the pass that was found cannot be used.
         """
+        if op in GATED:
+            where, given = self._locate().address, self._address is not None
+            fields = with_key(op, fields, self.state_dir, where, given=given)
         return self._shipper.request(op, fields, timeout)
 
     def close(self, timeout: float = _CLOSE_TIMEOUT) -> bool:

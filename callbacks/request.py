@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from inscan.callbacks.approver_pass import with_key
 from inscan.callbacks.link import SERVICE_FILE, Link, Location, default_state_dir, locate
 from inscan.callbacks.wire import pack, unpack
 
@@ -46,10 +47,13 @@ def request(
         If none answers in time.
     RequestRefusedError
         If the service refuses.
+    PassError
+        If the operation needs an approver's key, and the pass that was found cannot be used.
     """
     explicit = str(where) if where is not None and "://" in str(where) else None
     state_dir = default_state_dir() if where is None or explicit else Path(where)
     location = locate(state_dir, explicit=explicit, profile=None)
+    fields = with_key(op, fields, state_dir, location.address, given=explicit is not None)
     name = uuid.uuid4().hex
     deadline = time.monotonic() + timeout
     link = Link()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from inscan.service.approval import GATED, Approval
 from inscan.service.broker import Broker
 from inscan.service.journal import Journal
 from inscan.service.queue_rescans import QueueRescans
@@ -28,6 +29,8 @@ class Requests:
         What forwarders say of themselves.
     queue : QueueRescans
         What it says of proposals that go through a queue server.
+    approval : Approval
+        Asked about every request that decides something.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Requests:
         ingest: Callable[[], Mapping[str, Any]],
         sources: SourceTable,
         queue: QueueRescans,
+        approval: Approval,
     ) -> None:
         self._journal = journal
         self._broker = broker
@@ -52,13 +56,16 @@ class Requests:
         self._ingest = ingest
         self._sources = sources
         self._queue = queue
+        self._approval = approval
         self._since = time.monotonic()
 
     def __call__(self, op: str, fields: dict[str, Any], peer: bytes) -> Mapping[str, Any]:
-        """Answer one request.
+        """Answer one request; `peer` is the connection that it came from.
 
         Raises
         ------
+        NotApprover
+            For one that decides something and comes without an approver's key.
         ValueError
             For an operation or a field that is not known; the caller gets the text.
         LookupError
@@ -82,6 +89,8 @@ class Requests:
         }
         if op not in known:
             raise ValueError(f"the service knows no request {op!r}; it knows {', '.join(known)}")
+        if op in GATED:
+            fields = self._approval.signed(op, fields, peer)
         try:
             return known[op](**fields)
         except TypeError as error:
@@ -97,7 +106,7 @@ class Requests:
             "snapshots": {"waiting": broker["snapshots"]},
             "writer": dict(self._writer()),
             "spool": {"runs": len(self._spool.runs()), "bytes": self._spool.used()},
-            "messages": {**broker["counts"], **self._ingest()},
+            "messages": {**broker["counts"], **self._ingest(), **self._approval.counts},
             "workers": broker["workers"],
             "sources": self._sources.rows(),
             **({"queueserver": self._queue.status()} if self._queue.wanted else {}),

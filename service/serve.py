@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from inscan.callbacks.profile import BeamlineProfile, load_profile
+from inscan.service.approval import Approval
 from inscan.service.broker import Broker
 from inscan.service.composites import Composites
 from inscan.service.crew import PREFIX, Crew
@@ -18,6 +19,7 @@ from inscan.service.forwarders import Forwarders
 from inscan.service.ingest import Ingest
 from inscan.service.janitor import sweep, tidy_results
 from inscan.service.journal import Journal
+from inscan.service.keys import Keyring
 from inscan.service.mailbox import Mailbox, Outcome
 from inscan.service.queue_rescans import QueueRescans
 from inscan.service.repair import Catalog, Repairs
@@ -185,6 +187,7 @@ class Service:
             ingest=lambda: dict(self._ingest.counts),
             sources=self._source_table,
             queue=self._queue,
+            approval=self._approval(),
         )
         self._ingest = Ingest(
             settings.ingest,
@@ -200,6 +203,12 @@ class Service:
         self.addresses["ingest"] = self._ingest.bind()
         self._ingest_open = True
         self._stack.callback(self._stop_ingest)
+
+    def _approval(self) -> Approval:
+        """Who may approve: approvers with a pass, and whoever may read the one in the state directory."""
+        keyring = Keyring(self._settings.state_dir / "keys")
+        own = keyring.local("local-approver", "approver", keyring.folder / "approve.pass")
+        return Approval(keyring.approver, own)
 
     def _stop_ingest(self) -> None:
         if self._ingest_open:
