@@ -143,8 +143,16 @@ def read_private(path: Path, most: int = _MAX_BYTES) -> bytes:
     return content
 
 
-def pass_for(state_dir: Path) -> Pass | None:
+def pass_for(state_dir: Path, role: str | None = None, server: str | None = None) -> Pass | None:
     """The pass of this process: of the file that `INSCAN_PASS` names, else the local one of a state folder.
+
+    Parameters
+    ----------
+    state_dir : Path
+    role : str or None
+        Which is needed; None for any.
+    server : str or None
+        Public key of the service that it is needed for, if known: a pass for another one gives way to the local one.
 
     Returns
     -------
@@ -156,8 +164,22 @@ def pass_for(state_dir: Path) -> Pass | None:
     PassError
         If there is one that cannot be used.
     """
-    named = os.environ.get(ENVIRONMENT)
+    named, local = os.environ.get(ENVIRONMENT), state_dir / LOCAL_PASS
+    there = os.path.exists(local)
     if named:
-        return read_pass(Path(named))
-    local = state_dir / LOCAL_PASS
-    return read_pass(local) if local.exists() else None
+        found = read_pass(Path(named))
+        if server in (None, found.server) or not there:
+            return fitting(found, named, role, server)
+    return fitting(read_pass(local), str(local), role, server) if there else None
+
+
+def fitting(found: Pass, where: str, role: str | None, server: str | None = None) -> Pass:
+    """Refuse a pass that is not of this role, or not for this service."""
+    if role is not None and found.role != role:
+        raise PassError(f"{where} is the pass of a role {found.role!r}; this needs one of {role!r}")
+    if server is not None and found.server != server:
+        raise PassError(
+            f"{where} is the pass for another service, or this one has a new key: "
+            f"have a new one made with `inscan keys new NAME --role {found.role}`"
+        )
+    return found
