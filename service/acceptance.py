@@ -10,7 +10,7 @@ from inscan.service.journal import Journal, Taken
 from inscan.service.messages import Fail, InferenceResult
 from inscan.service.result_file import sync_path
 
-OUR_TROUBLE = ("no_space",)
+OUR_TROUBLE = ("machine",)
 """Failures that are the machine's and not the job's: a full disk lasts longer than any number of tries, and then it has
 room again."""
 _log = logging.getLogger(__name__)

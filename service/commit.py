@@ -19,7 +19,13 @@ from inscan.service import tiled_sources
 from inscan.service.derived import Axis, DerivedRun
 from inscan.service.result_file import ResultFileError
 from inscan.service.result_view import StoredArray, digest_of
-from inscan.service.tiled_http import PROCESSED, TiledHTTP, TiledRejected, TiledUnavailable
+from inscan.service.tiled_http import (
+    PROCESSED,
+    TiledHTTP,
+    TiledRejected,
+    TiledSilent,
+    TiledUnavailable,
+)
 
 STREAM = "primary"
 _AT_ONCE = 4
@@ -124,15 +130,19 @@ class Committer:
         for left in reversed(range(_ATTEMPTS)):
             try:
                 return self._commit(run, axes, path, digest)
+            except TiledSilent:
+                self._prepared.pop(run.uid, None)
+                raise
             except (TiledRejected, TiledUnavailable):
                 # Whoever writes the same result at the same time, offline for instance, may have taken away what was
-                # made here; Tiled fails then, or rejects what is to be added. Where it is away this says so, too.
+                # made here; an answer may have been lost behind what it answers; or the catalog was emptied.
                 self._prepared.pop(run.uid, None)
                 there = self._let_finish(run)
                 if there is not None:
                     return there
                 if not left:
                     raise
+                self._tiled.ensure_catalogs()
         raise AssertionError("the last attempt returns or raises")
 
     def _let_finish(self, run: DerivedRun) -> Fate | None:
@@ -142,8 +152,10 @@ class Committer:
             found = self._tiled.get(f"{PROCESSED}/{run.uid}")
             if found is None or found["metadata"].get("stop"):
                 break
-            begun = float(found["metadata"]["start"].get("time") or 0)
-            if abs(run.start["time"] - begun) > _OTHER_S:
+            begun = _start_of(found).get("time")
+            ours = run.start["time"]
+            # The very same time is our own beginning, of which the answer was lost.
+            if not isinstance(begun, int | float) or not 0 < abs(ours - begun) <= _OTHER_S:
                 break
             threading.Event().wait(_LOOK_S)
         return there
@@ -151,11 +163,12 @@ class Committer:
     def _fate(self, run: DerivedRun) -> Fate | None:
         """What a run that is there whole means for this one; None where it is not there, or not whole."""
         attributes = self._tiled.get(f"{PROCESSED}/{run.uid}")
-        found = {} if attributes is None else attributes["metadata"]
-        stop = found.get("stop") or {}
-        if stop.get("exit_status") != "success" and not (stop and run.descriptor is None):
+        stop = None if attributes is None else attributes["metadata"].get("stop")
+        if attributes is None or not isinstance(stop, dict) or not stop:
             return None
-        ours, theirs = run.start.get("result_digest"), found["start"].get("result_digest")
+        if stop.get("exit_status") != "success" and run.descriptor is not None:
+            return None
+        ours, theirs = run.start.get("result_digest"), _start_of(attributes).get("result_digest")
         return "same" if ours == theirs else "differs"
 
     def _commit(
@@ -180,7 +193,13 @@ class Committer:
             raise damage
         self._tiled.update_metadata(node, {"start": run.start, "stop": run.stop})
         self._prepared.pop(run.uid, None)
-        return "written"
+        # What is read back is what counts: after this the journal calls it done, and its input is deleted.
+        there = self._fate(run)
+        if there is None:
+            raise TiledUnavailable(
+                f"Tiled at {self._tiled.uri} says that it has {node}, and has not when asked"
+            )
+        return "written" if there == "same" else there
 
     def _open(self, run: DerivedRun) -> Fate | None:
         """Make the run's node, or learn what is there already: None means that there is writing to do."""
@@ -192,7 +211,9 @@ class Committer:
             # Half-written, or a failure that has been overcome: nothing of what was said then may stay.
             self._tiled.delete(node)
             if not self._make(run):
-                raise TiledRejected(f"Tiled neither makes nor lets go of {node}")
+                raise TiledUnavailable(
+                    f"Tiled at {self._tiled.uri} neither makes nor lets go of {node}"
+                )
         self._prepared[run.uid] = _Prepared()
         while len(self._prepared) > _REMEMBERED:
             self._prepared.popitem(last=False)
@@ -282,6 +303,11 @@ class Committer:
 
     def _in_reach(self, path: Path) -> bool:
         return any(path.is_relative_to(folder) for folder in self._readable)
+
+
+def _start_of(attributes: dict[str, Any]) -> dict[str, Any]:
+    start = attributes["metadata"].get("start")
+    return start if isinstance(start, dict) else {}
 
 
 def _verify(path: Path, digest: str) -> None:

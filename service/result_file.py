@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from inscan.service.digest import digest_arrays
+from inscan.service.disk import blames_machine, give_back, reserve
 from inscan.service.processed import BornWeights, Processed, ResultArray
 
 FORMAT = 1
@@ -21,6 +22,9 @@ WEIGHTS = "entry/weights"
 """Group of the weights fitted to the run, if any: `safetensors` (bytes) and `card` (JSON)."""
 MAX_WEIGHTS_BYTES = 64 << 20
 """More than any network of ours has; a claim beyond it is not read."""
+
+_MARGIN = 256 << 10
+"""Bytes that HDF5 may need for itself."""
 
 
 class ResultFileError(ValueError):
@@ -69,13 +73,13 @@ def write_result(
     started = time.monotonic()
     arrays = {array.name: np.ascontiguousarray(array.values) for array in processed.arrays}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    _sweep_up(path)
     # The digest is taken while the disk works: neither waits for the other.
     digests: list[str] = []
     digester = threading.Thread(target=lambda: digests.append(digest_arrays(arrays)), name="digest")
     digester.start()
     try:
-        with h5py.File(temporary, "w") as file:
-            _fill(file, processed, arrays, meta)
+        _write(temporary, processed, arrays, meta)
         written = time.monotonic()
         sync_path(temporary)
         os.replace(temporary, path)
@@ -88,7 +92,32 @@ def write_result(
     if timings is not None:
         timings["written"] = written - started
         timings["synced"] = time.monotonic() - written
-    return digests[0]
+    return digests[0] if digests else digest_arrays(arrays)
+
+
+def _write(
+    path: Path, processed: Processed, arrays: dict[str, np.ndarray], meta: dict[str, Any]
+) -> None:
+    texts = _texts(processed, meta)
+    weights = b"" if processed.weights is None else processed.weights.blob
+    needed = _MARGIN + len(weights) + sum(array.nbytes for array in arrays.values())
+    needed += 2 * sum(len(text.encode()) for text in texts.values())
+    path.touch()
+    reserve(path, needed)
+    with h5py.File(path, "w") as file:
+        # Opening it anew has given the room back; from here on HDF5 finds all that it asks for.
+        file.flush()
+        reserve(path, needed)
+        _fill(file, processed, arrays, texts)
+    give_back(path)
+
+
+def _sweep_up(path: Path) -> None:
+    """Remove what a process that died left of the same job: while the service runs nobody else would."""
+    for left in path.parent.glob(f".{path.name.partition('.')[0]}.*.tmp"):
+        owner = left.name.split(".")[-3]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            left.unlink(missing_ok=True)
 
 
 def read_result(path: Path) -> StoredResult:
@@ -113,6 +142,8 @@ def read_result(path: Path) -> StoredResult:
             arrays = [_read_array(name, group) for name in json.loads(str(group.attrs["order"]))]
             report, regions, meta = (_json(file, name) for name in ("report", "regions", "meta"))
     except (OSError, KeyError) as error:
+        if blames_machine(error):
+            raise
         raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
     return StoredResult(Processed(arrays, report, regions), meta)
 
@@ -142,8 +173,20 @@ def read_weights(path: Path) -> BornWeights | None:
         raise ResultFileError(f"{path}: its weights cannot be read: {error}") from error
 
 
+def _texts(processed: Processed, meta: dict[str, Any]) -> dict[str, str]:
+    """What is stored as JSON, by its name in the file."""
+    texts = {
+        "entry/report": json.dumps(processed.report),
+        "entry/regions": json.dumps(processed.regions),
+        "entry/meta": json.dumps(meta),
+    }
+    if processed.weights is not None:
+        texts[f"{WEIGHTS}/card"] = json.dumps(processed.weights.card)
+    return texts
+
+
 def _fill(
-    file: h5py.File, processed: Processed, arrays: dict[str, np.ndarray], meta: dict[str, Any]
+    file: h5py.File, processed: Processed, arrays: dict[str, np.ndarray], texts: dict[str, str]
 ) -> None:
     file.attrs["inscan_format"] = FORMAT
     group = file.create_group(DATA)
@@ -156,16 +199,11 @@ def _fill(
             dataset.attrs["labels"] = json.dumps(array.labels)
     # Datasets, not attributes: an attribute may not pass 64 KiB, and a report can.
     text = h5py.string_dtype("utf-8")
-    for name, value in (
-        ("report", processed.report),
-        ("regions", processed.regions),
-        ("meta", meta),
-    ):
-        file.create_dataset(f"entry/{name}", data=json.dumps(value), dtype=text)
+    for name, value in texts.items():
+        file.create_dataset(name, data=value, dtype=text)
     if processed.weights is not None:
         blob = np.frombuffer(processed.weights.blob, np.uint8)
         file.create_dataset(f"{WEIGHTS}/safetensors", data=blob)
-        file.create_dataset(f"{WEIGHTS}/card", data=json.dumps(processed.weights.card), dtype=text)
 
 
 def _read_array(name: str, group: h5py.Group) -> ResultArray:

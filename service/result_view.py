@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from inscan.service.digest import digest_arrays
+from inscan.service.disk import blames_machine
 from inscan.service.result_file import DATA, ResultFileError
 
 
@@ -61,7 +62,9 @@ def describe(path: Path) -> list[StoredArray]:
         with h5py.File(path, "r") as file:
             group = _group(file)
             return [_describe(name, group) for name in json.loads(str(group.attrs["order"]))]
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        if blames_machine(error):
+            raise
         raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
 
 
@@ -77,8 +80,10 @@ def digest_of(path: Path) -> str:
     try:
         with h5py.File(path, "r") as file:
             return digest_arrays({array.name: _mapped(path, file, array) for array in stored})
-    except OSError as error:
-        raise ResultFileError(f"{path} is damaged: {error}") from error
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        if blames_machine(error):
+            raise
+        raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
 
 
 def _group(file: h5py.File) -> h5py.Group:

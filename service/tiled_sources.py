@@ -1,8 +1,10 @@
 """How Tiled is told of an array: registered in the HDF5 file where it lies, or made ready to be uploaded."""
 
+import io
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import h5py
 import numpy as np
 
 from inscan.service.derived import Axis
+from inscan.service.result_file import sync_path
 from inscan.service.result_view import StoredArray
 
 _BLOCK_BYTES = 32 << 20
@@ -86,22 +89,23 @@ def axes_path(path: Path) -> Path:
 def write_axes(path: Path, axes: Sequence[Axis]) -> Path:
     """Write the axes of a result beside it, in one step; returns where."""
     target = axes_path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    with h5py.File(temporary, "w") as file:
+    # HDF5 itself never meets the disk here: where that is full it takes the process with it.
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         for axis in axes:
             dataset = file.create_dataset(axis.dim, data=np.asarray(axis.values, dtype="<f8"))
             dataset.attrs["units"] = axis.units
             dataset.attrs["motor"] = axis.motor
-    _into_place(temporary, target)
+    with _to_be(target) as temporary:
+        temporary.write_bytes(content.getbuffer())
     return target
 
 
 def brought(path: Path, folder: Path) -> Path:
     """Copy a file into `folder`, in one step; returns where it is now."""
     target = folder / path.name
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copyfile(path, temporary)
-    _into_place(temporary, target)
+    with _to_be(target) as temporary:
+        shutil.copyfile(path, temporary)
     return target
 
 
@@ -123,10 +127,14 @@ def _rows(array: StoredArray, where: Path | np.ndarray, first: int, stop: int) -
         return np.asarray(dataset[first:stop])
 
 
-def _into_place(temporary: Path, target: Path) -> None:
-    descriptor = os.open(temporary, os.O_RDONLY)
+@contextmanager
+def _to_be(target: Path) -> Iterator[Path]:
+    """A file to write, which becomes `target` in one step, on the disk; nothing is left of it where that fails."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, target)
+        yield temporary
+        sync_path(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from inscan.callbacks.link import host_id
-from inscan.service import device, spool, transfer
+from inscan.service import device, disk, spool, transfer
 from inscan.service.messages import Fail, InferenceJob, InferenceResult
 from inscan.service.processed import Processed
 from inscan.service.result_file import write_result
@@ -84,6 +84,9 @@ def explain(job: InferenceJob, error: Exception) -> Fail:
         code, retryable = "cancelled", True
     elif device.is_out_of_memory(error):
         code, retryable = "too_large", False
+    elif disk.will_pass(error):
+        # Of the machine, for as long as it lasts: it must not use up the job's tries.
+        code, retryable = "machine", True
     elif isinstance(error, OSError):
         code, retryable = "io", True
     elif isinstance(error, (ValueError, TypeError, LookupError, ArithmeticError, AssertionError)):
