@@ -35,6 +35,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/inscan demo $(DEMO_ARGS)
 
+# One thread for each process: two that share two cores spin for each other, and take twice the time.
+test: export OMP_NUM_THREADS ?= 1
 test: setup
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
