@@ -101,20 +101,18 @@ class Outbox:
     def acknowledge(self, run_uid: str, offset: int) -> None:
         """The service has placed everything before ``offset``."""
         entry = self._entries.get(run_uid)
-        if entry is None:
-            return
-        if not entry.synced:
-            entry.rewind(offset, offset)
-            return
+        if entry is None or not entry.synced or not 0 <= offset <= entry.log.size:
+            return  # of another life of the service, or nonsense
         entry.moved_at = time.monotonic()
-        entry.acked = max(entry.acked, offset)
+        entry.acked, entry.sent = max(entry.acked, offset), max(entry.sent, offset)
         while entry.window and entry.window[0][0] <= offset:
             entry.window.popleft()
 
     def resume(self, run_uid: str, offset: int, placed: int) -> None:
         """The service has placed everything before ``placed`` and wants what is from ``offset``."""
         entry = self._entries.get(run_uid)
-        if entry is not None:
+        # Beyond the end of the log as well: it may have lost its end with the power.
+        if entry is not None and 0 <= placed <= offset:
             entry.rewind(offset, placed)
             entry.moved_at = time.monotonic()
 

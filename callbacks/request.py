@@ -11,6 +11,8 @@ from inscan.callbacks.approver_pass import with_key
 from inscan.callbacks.link import SERVICE_FILE, Link, Location, default_state_dir, locate
 from inscan.callbacks.wire import pack, unpack
 
+ASK_INTERVAL = 2.0  # seconds before an unanswered request is repeated
+
 
 class NoServiceError(ConnectionError):
     """No service answers; says where it was looked for and what to do."""
@@ -59,22 +61,26 @@ def request(
     link = Link()
     try:
         link.connect(location.address)
-        asked = False
-        while time.monotonic() < deadline:
+        ask_at = 0.0
+        while (now := time.monotonic()) < deadline:
+            # Asked again when no answer comes; the service does it once, however often it is asked.
+            if now >= ask_at and link.send("REQUEST", {"id": name, "op": op}, pack(fields)):
+                ask_at = now + ASK_INTERVAL
             # Until the connection stands, sending says no.
-            asked = asked or link.send("REQUEST", {"id": name, "op": op}, pack(fields))
-            link.wait(min(0.05 if not asked else timeout, max(0.0, deadline - time.monotonic())))
+            link.wait(max(0.0, min(max(ask_at - now, 0.05), deadline - now)))
             for message in link.messages():
                 if message.kind == "ERR":
                     raise RequestRefusedError(str(message.header.get("message")))
-                if message.kind == "REPLY" and message.header.get("id") == name:
+                if message.kind == "REPLY" and message.header.get("id") == name and message.chunks:
                     return _reply(op, unpack(message.chunks[0]))
     finally:
         link.close()
     raise NoServiceError(_absence(location, state_dir, timeout))
 
 
-def _reply(op: str, reply: dict[str, Any]) -> dict[str, Any]:
+def _reply(op: str, reply: Any) -> dict[str, Any]:
+    if not isinstance(reply, dict):
+        raise RequestRefusedError(f"the service answered {op!r} with a {type(reply).__name__}")
     if not reply.pop("ok", False):
         raise RequestRefusedError(str(reply.get("reason") or f"the service refused {op!r}"))
     return reply

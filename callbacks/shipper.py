@@ -24,6 +24,7 @@ from inscan.callbacks.wire import PROTOCOL, Message, WireError, pack, unpack
 logger = logging.getLogger(__name__)
 
 PING_INTERVAL = 1.0
+ASK_INTERVAL = 2.0  # seconds before an unanswered request or watch is repeated
 SILENCE = 6.0  # seconds without a word from the service: it is gone
 GROWING_INTERVAL = 0.05  # seconds between looks at growing logs; the RunEngine wakes nobody
 SCAN_INTERVAL = 5.0
@@ -91,7 +92,8 @@ class Shipper(threading.Thread):
         self._told_absent = False
         self._pinged = self._scanned = self._dialled = -1e9
         self._unreadable: set[str] = set()
-        self._guard = threading.Lock()  # of the next three
+        self._asked = time.monotonic()
+        self._guard = threading.Lock()  # of the next four
         self._watched: set[str] = set()
         self._unwatched: deque[str] = deque()
         self._requests: dict[str, _Request] = {}
@@ -119,8 +121,8 @@ class Shipper(threading.Thread):
     ) -> "Future[dict[str, Any]]":
         """Send a request; the future gets the reply, or ServiceGone within ``timeout`` seconds.
 
-        A request that could not be sent in that time is never sent; one whose answer was lost with
-        the connection is sent again, so the service may get it twice.
+        A request that could not be sent in that time is never sent; one that stays without an answer
+        is sent again. The same life of a service does it once, the next one may do it again.
         """
         future: Future[dict[str, Any]] = Future()
         future.set_running_or_notify_cancel()
@@ -275,6 +277,7 @@ class Shipper(threading.Thread):
 
     def _speak(self) -> None:
         """Send watches and requests that are due."""
+        self._ask_again(time.monotonic())
         with self._guard:
             watches, self._unwatched = self._unwatched, deque()
             names, self._unsent_requests = self._unsent_requests, deque()
@@ -294,6 +297,18 @@ class Shipper(threading.Thread):
             requests.pop(0)
         with self._guard:  # in their order, before any that came meanwhile
             self._unsent_requests.extendleft(name for name, _ in reversed(requests))
+
+    def _ask_again(self, now: float) -> None:
+        """Repeat what has no answer yet: it, or the answer, may have been lost on the way."""
+        with self._guard:
+            # Many runs may be watched for hours: not more than a hundred of them a second.
+            pause = max(ASK_INTERVAL, len(self._watched) / 100)
+            if now - self._asked < pause:
+                return
+            self._asked = now
+            self._unwatched.extend(self._watched.difference(self._unwatched))
+            unsent = set(self._unsent_requests)
+            self._unsent_requests.extend(name for name in self._requests if name not in unsent)
 
     def _expire(self, now: float) -> None:
         with self._guard:
@@ -334,13 +349,14 @@ class Shipper(threading.Thread):
                     self._answer(header["id"], unpack(message.chunks[0]))
                 case "ERR":
                     logger.warning("inscan: the service says: %s", header.get("message"))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
             logger.warning("inscan: malformed %s from the service: %r", message.kind, error)
 
     def _welcome(self, boot: str, known: bool) -> None:
         if not known:  # the line was cut and is back; what was under way is lost
-            self.connected = False
-            self._hello()
+            if self.connected:  # else the next HELLO comes in its time: it may have no room for us
+                self.connected = False
+                self._hello()
             return
         if self.connected and boot == self._boot:
             return

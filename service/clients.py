@@ -1,10 +1,12 @@
 """Who talks to ingest, when each was last heard, and which runs each wants to hear of."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-_MAX_CLIENTS = 1024
+MAX_CLIENTS = 1024
+_AT_WORK_S = 30.0
 _MAX_WATCHES = 10_000
 
 
@@ -30,24 +32,51 @@ class Client:
 
 
 class Clients:
-    """The most recent clients by routing identity; the longest silent make room for new ones."""
+    """The clients by routing identity, a bounded number of those who introduced themselves and as many others.
+
+    The longest silent make room for new ones; but nobody who introduced himself and speaks makes room for anybody,
+    however many knock at the door.
+    """
 
     def __init__(self) -> None:
-        self._clients: OrderedDict[bytes, Client] = OrderedDict()
+        self._named: OrderedDict[bytes, Client] = OrderedDict()
+        self._nameless: OrderedDict[bytes, Client] = OrderedDict()
 
     def heard(self, identity: bytes, now: float) -> Client:
         """The client behind an identity, which has just said something."""
-        client = self._clients.setdefault(identity, Client())
+        client = self._named.get(identity)
+        if client is not None:
+            self._named.move_to_end(identity)
+        else:
+            client = self._nameless.setdefault(identity, Client())
+            self._nameless.move_to_end(identity)
+            while len(self._nameless) > MAX_CLIENTS:
+                self._nameless.popitem(last=False)
         client.seen = now
-        self._clients.move_to_end(identity)
-        while len(self._clients) > _MAX_CLIENTS:
-            self._clients.popitem(last=False)
+        return client
+
+    def introduce(self, identity: bytes, name: str, host_id: str, pid: int, now: float) -> Client:
+        """A client says who it is; where all places are taken by clients at work it stays nameless."""
+        client = self.heard(identity, now)
+        if identity not in self._named:
+            if len(self._named) >= MAX_CLIENTS:
+                longest = next(iter(self._named.values()))
+                if now - longest.seen < _AT_WORK_S:
+                    return client
+                self._named.popitem(last=False)
+            self._named[identity] = self._nameless.pop(identity)
+        client.name, client.host_id, client.pid = name, host_id, pid
         return client
 
     def silence(self, identity: bytes, now: float) -> float:
         """Seconds since a client said something; infinite for one that is not known (any more)."""
-        client = self._clients.get(identity)
+        client = self._named.get(identity) or self._nameless.get(identity)
         return float("inf") if client is None else now - client.seen
+
+    def excuse(self, seconds: float) -> None:
+        """Nobody could be heard for so long, because we did not listen."""
+        for client in (*self._named.values(), *self._nameless.values()):
+            client.seen += seconds
 
     def watch(self, client: Client, run_uid: str) -> None:
         """A client wants to hear of a run; beyond ten thousand runs it has to ask again."""
@@ -56,13 +85,14 @@ class Clients:
 
     def watching(self, run_uid: str) -> Iterator[bytes]:
         """Identities of those who want to hear of a run."""
-        for identity, client in self._clients.items():
-            if run_uid in client.watches:
-                yield identity
+        for clients in (self._named, self._nameless):
+            for identity, client in clients.items():
+                if run_uid in client.watches:
+                    yield identity
 
     def told(self, run_uid: str) -> None:
         """Everybody has heard all there is of a run."""
-        for client in self._clients.values():
+        for client in (*self._named.values(), *self._nameless.values()):
             client.watches.discard(run_uid)
 
 
@@ -81,3 +111,11 @@ class Recent:
         self._names[name] = None
         while len(self._names) > self._maxlen:
             self._names.popitem(last=False)
+
+
+def run_named(header: Mapping[str, Any]) -> str:
+    """Uid of the run that a message is about; ValueError when that is none."""
+    uid = header["run"]
+    if not isinstance(uid, str) or not 0 < len(uid) <= 256:
+        raise ValueError("a run is named by a text of 1 to 256 characters")
+    return uid

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,10 +23,10 @@ from inscan.callbacks.wire import (
     VersionError,
     WireError,
     decode_message,
-    pack,
-    unpack,
 )
-from inscan.service.clients import Client, Clients, Recent
+from inscan.service.answers import Answers, HandleRequest
+from inscan.service.clients import Client, Clients, Recent, run_named
+from inscan.service.complaints import Complaints
 from inscan.service.ingest_line import Line
 from inscan.service.intake import RunIntake, Uses
 from inscan.service.mailbox import Mailbox, Outcome
@@ -37,9 +37,10 @@ logger = logging.getLogger(__name__)
 
 _POLL_MS = 500  # between looks at clocks
 _RESUME_INTERVAL = 1.0  # a RESUME is not repeated for each of the documents under way
+_DEAF_S = 3.0  # between two turns: the process was frozen
 _MAX_RUNS = 256
+_MAX_RUNS_OF_ONE = 128  # one that goes mad leaves room for others
 _FINISHED = 10_000  # run uids remembered as over
-_MAX_REQUEST = 4 * 2**20
 _THREADS = 4
 _MENDERS = 2  # runs at a time of which missing documents are fetched
 _BATCH = 256  # messages between looks at mail, runs and clocks
@@ -83,7 +84,7 @@ class Ingest:
         is_closed: Callable[[str], bool],
         on_incomplete: Callable[[str, str], None],
         outcome_of: Callable[[str], dict[str, Any] | None],
-        handle_request: Callable[[str, dict[str, Any], bytes], Mapping[str, Any]],
+        handle_request: HandleRequest,
         mailbox: Mailbox,
         incomplete_after: float = 600.0,
         retry_after: float = 30.0,
@@ -97,7 +98,6 @@ class Ingest:
         self._is_closed = is_closed
         self._on_incomplete = on_incomplete
         self._outcome_of = outcome_of
-        self._handle_request = handle_request
         self._mailbox = mailbox
         self._incomplete_after = incomplete_after
         self._retry_after = retry_after
@@ -105,7 +105,10 @@ class Ingest:
         self._finished = Recent(_FINISHED)
         self._orphans = dict.fromkeys(unfinished, time.monotonic())
         self._clients = Clients()
+        self._listened = time.monotonic()
         self._line = Line(self.counts)
+        self._complaints = Complaints(logger)
+        self._answers = Answers(handle_request, self._complaints)
         self._telling = Telling(self._line, self._clients, outcome_of, self.boot)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = threading.Event()
@@ -167,6 +170,7 @@ class Ingest:
         for source, _ in poller.poll(_POLL_MS):
             if source == self._wake:
                 os.eventfd_read(self._wake)
+        self._excuse(time.monotonic())
         for item in self._mailbox.drain():
             self._telling.mail(item)
         for frames in self._line.received(_BATCH):
@@ -199,27 +203,28 @@ class Ingest:
             self.counts[message.kind] += 1
         except (KeyError, TypeError, ValueError, IndexError) as error:
             self.counts["garbage"] += 1
-            logger.warning("malformed %s: %r", message.kind, error)
+            self._complaints.say(logging.WARNING, "malformed %s: %.1000r", message.kind, error)
 
     def _dispatch(self, identity: bytes, client: Client, message: Message) -> None:
         header = message.header
         match message.kind:
             case "HELLO":
-                client.name, client.host_id = str(header["client"]), str(header["host_id"])
-                client.pid = int(header["pid"])
+                who = str(header["client"]), str(header["host_id"]), int(header["pid"])
+                client = self._clients.introduce(identity, *who, time.monotonic())
+                self.counts["turned_away"] += not client.name
                 self._telling.welcome(identity, client)
             case "PING":
                 self._telling.welcome(identity, client)
             case "DOC":
-                (chunk,) = message.chunks
-                offset, following = int(header["offset"]), int(header["next"])
-                self._document(identity, client, _uid(header), offset, following, bytes(chunk))
+                self._document(identity, client, message)
             case "SYNC":
-                self._sync(identity, client, _uid(header), bool(header["ended"]))
+                ends_at = int(header["offset"]) if header["ended"] else None
+                self._sync(identity, client, run_named(header), ends_at)
             case "WATCH":
-                self._telling.watch(identity, client, _uid(header))
+                self._telling.watch(identity, client, run_named(header))
             case "REQUEST":
-                self._request(identity, header, message)
+                name, reply = self._answers(identity, message)
+                self._line.send(identity, "REPLY", {"id": name}, reply)
             case _:
                 raise ValueError("unknown kind of message")
 
@@ -229,15 +234,10 @@ class Ingest:
                 self._finished.add(run_uid)
         return run_uid in self._finished
 
-    def _document(
-        self,
-        identity: bytes,
-        client: Client,
-        run_uid: str,
-        offset: int,
-        following: int,
-        payload: bytes,
-    ) -> None:
+    def _document(self, identity: bytes, client: Client, message: Message) -> None:
+        (chunk,), run_uid = message.chunks, run_named(message.header)
+        offset, following = int(message.header["offset"]), int(message.header["next"])
+        payload = bytes(chunk)
         if self._over(run_uid):
             self._line.send(identity, "RELEASE", {"run": run_uid})
             return
@@ -247,11 +247,12 @@ class Ingest:
             if run is None:
                 return
         elif offset != 0:
-            self._line.send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
+            self._from_start(identity, run_uid)
             return
-        elif len(self._runs) >= _MAX_RUNS:
-            message = f"{_MAX_RUNS} runs are open already; {run_uid} has to wait"
-            self._line.send(identity, "ERR", {"code": "busy", "message": message})
+        elif not self._has_room(identity):
+            self.counts["busy"] += 1
+            text = f"{len(self._runs)} runs are open already; {run_uid} has to wait"
+            self._line.send(identity, "ERR", {"code": "busy", "message": text})
             return
         else:
             run = self._open(run_uid, identity, client, payload)
@@ -268,6 +269,10 @@ class Ingest:
                 if not run.behind and now - run.resumed_at > _RESUME_INTERVAL:
                     run.resumed_at = now
                     self._resume(run)
+
+    def _has_room(self, identity: bytes) -> bool:
+        theirs = sum(run.client == identity for run in self._runs.values())
+        return len(self._runs) < _MAX_RUNS and theirs < _MAX_RUNS_OF_ONE
 
     def _open(self, run_uid: str, identity: bytes, client: Client, payload: bytes) -> RunIntake:
         run = self._runs[run_uid] = RunIntake(run_uid, identity, self._uses)
@@ -288,23 +293,26 @@ class Ingest:
                 run.client = identity
                 self._resume(run)
             case "prove":
-                self._line.send(identity, "RESUME", {"run": run.run_uid, "offset": 0, "placed": 0})
+                self._from_start(identity, run.run_uid)
             case "replace" if first is not None and run.idle:
                 logger.warning("run %s is taken from another client's log", run.run_uid)
                 run.close()
                 return self._open(run.run_uid, identity, client, first)
             case "tell":
                 self.counts["doubled"] += 1
-                message = (
+                text = (
                     f"run {run.run_uid} comes from another client already; this log of it is kept"
-                    " until the run is over"
                 )
-                self._line.send(identity, "ERR", {"code": "doubled", "message": message})
+                text += " until the run is over"
+                self._line.send(identity, "ERR", {"code": "doubled", "message": text})
         return None
 
     def _resume(self, run: RunIntake) -> None:
         header = {"run": run.run_uid, "offset": run.expected, "placed": run.placed}
         self._line.send(run.client, "RESUME", header)
+
+    def _from_start(self, identity: bytes, run_uid: str) -> None:
+        self._line.send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
 
     def _put_to_work(self, run: RunIntake) -> None:
         if run.claim():
@@ -322,34 +330,23 @@ class Ingest:
         """Have the ingest thread look at the runs."""
         os.eventfd_write(self._wake, 1)
 
-    def _sync(self, identity: bytes, client: Client, run_uid: str, ended: bool) -> None:
+    def _sync(self, identity: bytes, client: Client, run_uid: str, ends_at: int | None) -> None:
         if self._over(run_uid):
             self._line.send(identity, "RELEASE", {"run": run_uid})
             return
         run = self._runs.get(run_uid)
         if run is None:
-            self._line.send(identity, "RESUME", {"run": run_uid, "offset": 0, "placed": 0})
+            self._from_start(identity, run_uid)
             return
         if self._of(run, identity, client, None) is None:
             return
         run.client = identity
         self._resume(run)
+        # What a late acknowledgement makes the client believe is no end: all of the log must be here.
+        ended = ends_at is not None and run.placed >= ends_at
         if ended and run.idle and run.state == "open":
             run.end("the acquisition ended without a stop document")
             self._put_to_work(run)
-
-    def _request(self, identity: bytes, header: Mapping[str, Any], message: Message) -> None:
-        (chunk,) = message.chunks
-        fields = unpack(chunk, max_bytes=_MAX_REQUEST)
-        reply: dict[str, Any]
-        try:
-            answer = self._handle_request(str(header["op"]), dict(fields), identity)
-            reply = {"ok": True, **answer}
-            packed = pack(reply)
-        except Exception as error:  # noqa: BLE001 - the caller gets to know, the service goes on
-            logger.warning("request %s refused: %s", header["op"], error)
-            packed = pack({"ok": False, "reason": str(error) or type(error).__name__})
-        self._line.send(identity, "REPLY", {"id": header["id"]}, packed)
 
     def _report(self, run: RunIntake, now: float) -> None:
         """Tell the client what has become of what it sent."""
@@ -366,9 +363,7 @@ class Ingest:
             run.held_at = run.held_at or now
             if now - run.held_at > self._retry_after:
                 del self._runs[run.run_uid]
-                self._line.send(
-                    run.client, "RESUME", {"run": run.run_uid, "offset": 0, "placed": 0}
-                )
+                self._from_start(run.client, run.run_uid)
             return
         del self._runs[run.run_uid]
         self._finished.add(run.run_uid)
@@ -378,6 +373,13 @@ class Ingest:
             outcome = {"status": state, "reason": run.reason, "proposals": []}
         if outcome is not None:
             self._telling.mail(Outcome(run.run_uid, outcome))
+
+    def _excuse(self, now: float) -> None:
+        """Whoever was not heard while this process was frozen was not silent."""
+        deaf, self._listened = now - self._listened, now
+        if deaf > _DEAF_S:
+            self._clients.excuse(deaf)
+            self._orphans = {run_uid: since + deaf for run_uid, since in self._orphans.items()}
 
     def _watch_clocks(self, now: float) -> None:
         for run in list(self._runs.values()):
@@ -394,10 +396,3 @@ class Ingest:
     def _incomplete(self, run_uid: str) -> None:
         silence = f"no word from its client for {self._incomplete_after:g} s"
         self._on_incomplete(run_uid, f"incomplete: no stop document, and {silence}")
-
-
-def _uid(header: Mapping[str, Any]) -> str:
-    uid = header["run"]
-    if not isinstance(uid, str) or not 0 < len(uid) <= 256:
-        raise ValueError("a run is named by a text of 1 to 256 characters")
-    return uid
