@@ -109,6 +109,12 @@ class Store:
             self.outcomes[run_uid] = self.coming.pop(0)
         self.closed.add(run_uid)
 
+    def outcome(self, run_uid: str) -> dict[str, Any] | None:
+        """As the journal tells it, also to who asks late."""
+        if run_uid in self.passed_by:
+            return {"status": "passed_by", "reason": self.passed_by[run_uid]}
+        return self.outcomes.get(run_uid)
+
     def handle_request(self, op: str, fields: dict[str, Any], peer: bytes) -> Mapping[str, Any]:
         self.requests.append((op, fields))
         if op not in self.answers:
@@ -175,7 +181,7 @@ def serve(quick, store) -> Iterator[Callable[..., Service]]:
             uses,
             is_closed=lambda uid: any(uid in kept for kept in over),
             on_incomplete=store.incomplete.__setitem__,
-            outcome_of=store.outcomes.get,
+            outcome_of=store.outcome,
             handle_request=store.handle_request,
             mailbox=mailbox,
             **options,
