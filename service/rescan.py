@@ -26,6 +26,7 @@ from inscan.service.rescan_limits import (
     range_refusal,
     round_refusal,
 )
+from inscan.service.rescan_refused import REPLAYED, blocked, refused
 from inscan.service.rescan_regions import FineScans, Known, fine_regions, scans_of
 
 __all__ = ["Known", "propose"]
@@ -75,11 +76,7 @@ def propose(
             profile,
             start,
             mode,
-            known.spent,
-            survey_uid=known.survey_uid,
-            survey=known.survey,
-            number=known.round,
-            context=known.context,
+            known,
         )
     surveyed = job.meta.get("geometry")
     if not surveyed:
@@ -98,17 +95,17 @@ def propose(
     )
     geometry = ScanGeometry.from_dict(surveyed)
     refusal = (
-        _verdict(result)
+        blocked(result)
         or _positions(geometry)
         or _units(geometry)
         or round_refusal(rules, known.round)
     )
     if refusal is not None:
-        return _refused(base, refusal)
+        return refused(base, refusal)
     plan = scans_of(geometry, job, rules, known)
     refusal = _whole(plan, regions) or (None if regions else _nothing_found(job, rules))
     if refusal is not None:
-        return _refused(base, refusal)
+        return refused(base, refusal)
     found, unneeded = fine_regions(plan, regions)
     kept, dropped = _choose(plan, found)
     dropped = [*unneeded, *dropped]
@@ -127,36 +124,15 @@ def propose(
         "retries": rules.retries,
     }
     if not kept:
-        return _refused(base, dropped[0], **described)
+        return refused(base, dropped[0], **described)
     if start.get("replay_of"):
-        gone = Refusal(
-            "replay", "this run is a replay: its sample is not there to be measured again"
-        )
-        return replace(_refused(base, gone, **described), regions=tuple(kept))
+        return replace(refused(base, REPLAYED, **described), regions=tuple(kept))
     reason = f"{len(kept)} of {len(found) + len(unneeded)} regions, within all limits"
     asked = any(one.target == _LIKE for one in kept)
     if mode == "auto" and not asked:
         reason += "; mode auto: no approval needed"
     state = "approved" if mode == "auto" and not asked else "suggested"
     return replace(base, state=state, reason=reason, regions=tuple(kept), **described)
-
-
-def _refused(base: RescanProposal, refusal: Refusal, **described: Any) -> RescanProposal:
-    dropped = described.pop("dropped", (refusal,))
-    return replace(
-        base,
-        state="refused",
-        reason=f"{refusal.rule}: {refusal.text}",
-        dropped=dropped,
-        **described,
-    )
-
-
-def _verdict(result: InferenceResult) -> Refusal | None:
-    if result.report.get("verdict") != "block":
-        return None
-    reasons = "; ".join(str(reason) for reason in result.report.get("reasons", [])) or "no reason"
-    return Refusal("verdict", f"the result's verdict is block ({reasons})")
 
 
 def _positions(geometry: ScanGeometry) -> Refusal | None:

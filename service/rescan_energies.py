@@ -17,6 +17,8 @@ from inscan.service.proposal import Mode, Refusal, RescanProposal
 from inscan.service.rescan_context import context_of
 from inscan.service.rescan_limits import Spent, budget_refusal, range_refusal, round_refusal
 from inscan.service.rescan_places import chemistry_places
+from inscan.service.rescan_refused import REPLAYED, blocked, refused
+from inscan.service.rescan_regions import Known
 
 __all__ = ["propose_energies"]
 
@@ -31,13 +33,8 @@ def propose_energies(
     result: InferenceResult,
     profile: BeamlineProfile,
     start: Mapping[str, Any],
-    mode: Mode | None = None,
-    spent: Spent | None = None,
-    *,
-    survey_uid: str = "",
-    survey: Mapping[str, Any] | None = None,
-    number: int = 1,
-    context: Mapping[str, Any] | None = None,
+    mode: Mode,
+    known: Known,
 ) -> RescanProposal | None:
     """Make of the energies that a result names those that may be added.
 
@@ -51,32 +48,23 @@ def propose_energies(
         Limits in `rescan`, the candidates in `rescan.energies`.
     start : mapping
         The survey's start document.
-    mode : str or None
-        Overrides the profile's.
-    spent : Spent or None
-        By all other proposals of the survey.
-    survey_uid : str
-        The run that all of it began with; empty: the result's own.
-    survey : mapping or None
-        Its job's meta, where the result is a composite's.
-    number : int
-        Which time energies of this survey are proposed.
-    context : mapping or None
-        State of the beamline; None: as the start document tells it.
+    mode : str
+        Not `off`.
+    known : Known
+        What was proposed and spent before.
 
     Returns
     -------
     RescanProposal or None
         Of kind `energies`; `motors` and `units` name the monochromator and eV. Its `regions` are places of other
-        chemistry (`inscan.service.rescan_places`), which cost nothing unless a plan goes there. None where rescans are
-        off, the profile adds no energies, or the run is no survey. While rounds are left, it holds half of what would
+        chemistry (`inscan.service.rescan_places`), which cost nothing unless a plan goes there. None where the
+        profile adds no energies, or the run is no survey. While rounds are left, it holds half of what would
         be needed (four at least): the next choice knows more. State `refused` says why nothing is proposed although it
         might have been; rule `energies.precision_ev`: the precision asked for is reached.
     """
-    rules, spent = profile.rescan, spent or Spent()
-    mode, wanted = mode or rules.mode, rules.energies
+    rules, spent, wanted = profile.rescan, known.spent, profile.rescan.energies
     named = result.report.get("energies")
-    if mode == "off" or wanted is None or profile.txm is None or not isinstance(named, Mapping):
+    if wanted is None or profile.txm is None or not isinstance(named, Mapping):
         return None
     if job.meta.get("purpose") not in _SURVEYS:
         return None
@@ -88,28 +76,29 @@ def propose_energies(
         mode=mode,
         state="refused",
         reason="",
-        context=context_of(rules.context, start) if context is None else context,
+        context=context_of(rules.context, start) if known.context is None else known.context,
         kind="energies",
-        survey_uid=survey_uid or job.run_uid,
-        round=number,
+        survey_uid=known.survey_uid or job.run_uid,
+        round=known.round,
         motors=(profile.txm.energy or "", ""),
         units=("eV", ""),
         exposure_factor=rules.dwell_factor,
         retries=rules.retries,
     )
-    cost = _Cost(rules, wanted, profile.txm.frames, start, job.meta if survey is None else survey)
+    survey = job.meta if known.survey is None else known.survey
+    cost = _Cost(rules, wanted, profile.txm.frames, start, survey)
     # The job of a composite tells of the survey; only its result has the energies of all runs.
     held = result.report.get("energies_ev") or job.meta.get("energies_ev") or ()
     added = max(0, len(held) - cost.survey_energies)
     refusal = (
-        _verdict(result)
+        blocked(result)
         or _none(named, wanted)
-        or round_refusal(rules, number)
+        or round_refusal(rules, known.round)
         or _unknown(base.motors[0], cost)
         or _most(wanted, added)
     )
     if refusal is not None:
-        return _refused(base, refusal)
+        return refused(base, refusal)
     # What is in the stack was paid for, whatever is noted of it.
     spent = replace(
         spent,
@@ -119,14 +108,14 @@ def propose_energies(
     )
     kept, dropped = _within(rules, base.motors[0], energies)
     kept = kept[: wanted.most - added]
-    if number < rules.max_rounds:
+    if known.round < rules.max_rounds:
         kept = kept[: max(_LEAST_ROUND, math.ceil(len(kept) / 2))]
     while kept and (refusal := cost.refusal(spent, len(kept))) is not None:
         # They come with the most helpful first.
         kept.pop()
         dropped = [*[one for one in dropped if one.rule != refusal.rule], refusal]
     if not kept:
-        return _refused(base, dropped[0], dropped=tuple(dropped))
+        return refused(base, dropped[0], dropped=tuple(dropped))
     places, unknown = chemistry_places(result.regions, job.meta, rules)
     described = replace(
         base,
@@ -139,10 +128,7 @@ def propose_energies(
         energies_exposure_s=cost.exposure_s(len(kept)),
     )
     if start.get("replay_of"):
-        gone = Refusal(
-            "replay", "this run is a replay: its sample is not there to be measured again"
-        )
-        return _refused(described, gone, dropped=(*described.dropped, gone))
+        return refused(described, REPLAYED, dropped=(*described.dropped, REPLAYED))
     reason = f"{len(kept)} of {len(energies)} energies, within all limits; {named.get('text', '')}"
     if mode == "auto":
         reason += "; mode auto: no approval needed"
@@ -215,13 +201,6 @@ def _within(
     return kept, list(refused.values())
 
 
-def _verdict(result: InferenceResult) -> Refusal | None:
-    if result.report.get("verdict") != "block":
-        return None
-    reasons = "; ".join(str(reason) for reason in result.report.get("reasons", [])) or "no reason"
-    return Refusal("verdict", f"the result's verdict is block ({reasons})")
-
-
 def _none(named: Mapping[str, Any], wanted: EnergyRescan) -> Refusal | None:
     if named.get("energies_ev"):
         return None
@@ -247,14 +226,3 @@ def _most(wanted: EnergyRescan, added: int) -> Refusal | None:
         return None
     text = f"{added} energies were added to this survey, {wanted.most} are allowed"
     return Refusal("energies.most", text, wanted.most, added, "energies")
-
-
-def _refused(base: RescanProposal, refusal: Refusal, **described: Any) -> RescanProposal:
-    dropped = described.pop("dropped", (refusal,))
-    return replace(
-        base,
-        state="refused",
-        reason=f"{refusal.rule}: {refusal.text}",
-        dropped=dropped,
-        **described,
-    )
