@@ -20,6 +20,7 @@ from inscan.models.infer import Denoiser
 from inscan.models.precision_regions import present_lines
 from inscan.service.fitting import denoiser_of
 from inscan.service.messages import InferenceJob
+from inscan.service.missing_layer import missing_layer
 from inscan.service.processed import Processed, ResultArray
 from inscan.service.recipe_regions import map_regions
 from inscan.service.rescan_observed import note_observed
@@ -269,7 +270,7 @@ def _processed(
         ResultArray("measured", _PLANE, "", made.source > 0),
         ResultArray("source", _PLANE, "", made.source),
     ]
-    layers = [*made.layers, *(_gone(one) for one in missing)]
+    layers = [*made.layers, *(missing_layer(one) for one in missing)]
     wanted = job.meta.get("rescan") or {}
     sigma, found = _precision(made, names, wanted, job)
     told = [f"run {one['uid'][:8]} is not in it: {one['reason']}" for one in missing]
@@ -341,20 +342,6 @@ def _precision(
         background=behind,
     )
     return sigma, found
-
-
-def _gone(missing: Mapping[str, Any]) -> dict[str, Any]:
-    """A run that gave no map, as a layer."""
-    return {
-        "uid": str(missing["uid"]),
-        "region": str(missing.get("region") or ""),
-        "found": False,
-        "shift": [0.0, 0.0],
-        "shift_error": [None, None],
-        "agrees": False,
-        "used": False,
-        "reason": str(missing["reason"]),
-    }
 
 
 def _common_elements(layers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inscan.service.messages import InferenceJob
+from inscan.service.missing_layer import missing_layer
 from inscan.service.processed import Processed
 
 __all__ = ["composite_stack"]
@@ -85,7 +86,7 @@ def composite_stack(
     processed = subspace(whole, merged, progress)
     report = dict(processed.report)
     layers = [_layer(described[number], differing.get(number)) for number in used]
-    layers += [_gone(one) for one in missing]
+    layers += [missing_layer(one) for one in missing]
     reasons = [
         f"{one['region'] or one['uid'][:8]}: {one['reason']}" for one in layers if not one["agrees"]
     ]
@@ -174,18 +175,4 @@ def _layer(described: Mapping[str, Any], differing: float | None) -> dict[str, A
         "agrees": agrees,
         "used": True,
         "reason": "" if agrees else _DISAGREES.format(differing),
-    }
-
-
-def _gone(missing: Mapping[str, Any]) -> dict[str, Any]:
-    """A run that gave no stack, as a layer."""
-    return {
-        "uid": str(missing["uid"]),
-        "region": str(missing.get("region") or ""),
-        "found": False,
-        "shift": [0.0, 0.0],
-        "shift_error": [None, None],
-        "agrees": False,
-        "used": False,
-        "reason": str(missing["reason"]),
     }
