@@ -4,8 +4,9 @@ import atexit
 import logging
 import os
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,15 @@ class Connection:
         )
         self._shipper.start()
         atexit.register(self.close)
+        os.register_at_fork(after_in_child=_forked(weakref.ref(self)))
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Record one document. Costs microseconds, waits for nothing, never raises."""
         try:
             if self._closed:
                 raise RuntimeError("the connection is closed; call connect() again")
+            if os.getpid() != self._pid:
+                raise RuntimeError("this process is a fork of the one that called connect()")
             self._log.append(name, doc)
             if name in ("start", "stop"):
                 self._shipper.wake()
@@ -203,6 +207,11 @@ class Connection:
         atexit.unregister(self.close)
         return self._shipper.stop(timeout)
 
+    def abandon(self) -> None:
+        """Let go of the logs' files in a fork of this process: it would own them as long as it lives."""
+        self._log.abandon()
+        self._shipper.outbox.abandon()
+
     def __enter__(self) -> "Connection":
         return self
 
@@ -231,6 +240,17 @@ class Connection:
             self._snapshots[run_uid] = snapshot
             while len(self._snapshots) > _REMEMBERED:
                 self._snapshots.popitem(last=False)
+
+
+def _forked(connection: "weakref.ref[Connection]") -> Callable[[], None]:
+    """What a fork does first; it must not keep a connection alive that nobody else has."""
+
+    def abandon() -> None:
+        found = connection()
+        if found is not None:
+            found.abandon()
+
+    return abandon
 
 
 def connect(

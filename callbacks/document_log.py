@@ -3,34 +3,50 @@
 No sync, no network, no waiting for another thread. What cannot be written (disk full, no
 permission) leaves a marked gap and one warning; start, descriptor, resource and stop documents are
 kept in memory meanwhile, because without them nothing of the run could be read later.
+
+Where writing itself takes long (a slow disk under its limit of unwritten pages) the RunEngine's thread stops
+writing: documents are kept in memory, a bounded number of bytes, and whoever calls `DocumentLog.mend` writes them.
 """
 
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inscan.callbacks.legible import legible
 from inscan.callbacks.log_file import SUFFIX, LogFile
 from inscan.callbacks.routes import Routes
-from inscan.callbacks.wire import Buffer, WireError, pack_parts, plain, unpack
+from inscan.callbacks.wire import Buffer, WireError, pack_parts, unpack
 
 logger = logging.getLogger(__name__)
 
 _MAX_KEPT = 1000  # documents kept in memory, a run, while its log cannot be written
-_MAX_OPEN = 1000  # runs; a source that never sends a stop must not fill the memory
+_MAX_KEPT_BYTES = 128 * 2**20  # of all runs together
+_CATCH_UP = 32  # kept documents that one call writes in the RunEngine's thread
+_MAX_OPEN = (
+    256  # runs; a source that never sends a stop must fill neither memory nor the table of files
+)
 _MAX_RESENT = 64  # whole logs of an earlier process that are sent at once
+_MAX_FRESH = (
+    512  # logs that wait to be taken; a taker that hangs must not use up the process's files
+)
+_SLOW_S = 0.1  # a write that takes longer holds up the scan
+_SLOW_FOR_S = 10.0  # how long documents go through the memory after one
 _BULK = ("event", "event_page")
 
 
 @dataclass
 class _Run:
     log: LogFile | None = None
-    lost: int = 0  # documents since the last whole record
+    lost: int = 0  # documents that are in no log and not kept, since the last mark of a gap
     reason: str = ""
-    kept: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    kept: deque[bytes] = field(default_factory=deque)
+    busy: bool = False  # somebody writes what was kept; new documents go behind it
     warned: bool = False
     over: bool = False
     elsewhere: bool = False  # another process has the log of this run
@@ -54,6 +70,8 @@ class DocumentLog:
         subscription.
     repeated : int
         Documents of runs that are over, or that another process records.
+    kept_bytes : int
+        Bytes of documents that are in memory only, because they could not be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -62,6 +80,9 @@ class DocumentLog:
         self.lost = 0
         self.unrouted = 0
         self.repeated = 0
+        self.kept_bytes = 0
+        self._keeping = 0  # documents
+        self._slow_until = -1e9
         self._routes = Routes()
         self._runs: dict[str, _Run] = {}
         self._fresh: list[LogFile] = []
@@ -86,7 +107,10 @@ class DocumentLog:
             for uid in runs:
                 run = self._runs.get(uid) or self._begin(uid)
                 run.heard = time.monotonic()
-                self._write(uid, run, name, doc, parts)
+                if isinstance(parts, str):
+                    self._lose(run, parts)
+                else:
+                    self._write(uid, run, name, parts)
                 if name == "stop":
                     self._end(uid, run)
 
@@ -155,7 +179,7 @@ class DocumentLog:
         if len(self._runs) >= _MAX_OPEN:
             oldest = min(self._runs, key=lambda known: self._runs[known].heard)
             logger.warning("inscan: %d runs are open; run %s is ended", _MAX_OPEN, oldest)
-            self._runs[oldest].kept.clear()
+            self._forget(self._runs[oldest])
             self._end(oldest, self._runs[oldest])
         run = self._runs[uid] = _Run()
         return run
@@ -166,15 +190,49 @@ class DocumentLog:
         self._settle(uid, run)
 
     def mend(self) -> None:
-        """Write what is kept in memory, if that is possible again."""
+        """Write what is kept in memory, if that is possible again. Call it now and then, from one thread.
+
+        While it writes, documents that come are kept: nobody who appends waits for it.
+        """
         with self._lock:
-            for uid, run in list(self._runs.items()):
-                if run.kept:
-                    try:
-                        self._catch_up(uid, run)
-                    except OSError as error:
-                        run.reason = str(error)
+            waiting = [uid for uid, run in self._runs.items() if run.kept]
+        for uid in waiting:
+            if not self._mend(uid):
+                return  # what one log does not take the next one in the folder will not either
+
+    def _mend(self, uid: str) -> bool:
+        """Write what is kept of one run; False when that is not possible now."""
+        while True:
+            with self._lock:
+                run = self._runs.get(uid)
+                if run is None:
+                    return True
+                if not run.kept:
                     self._settle(uid, run)
+                    return True
+                run.busy, lost, batch = True, run.lost, list(run.kept)
+            marked, written, trouble = False, 0, ""
+            try:
+                log = self._opened(uid, run)
+                self._mark(log, lost, run.reason)
+                marked = True
+                for payload in batch:
+                    self._put(log, [payload])
+                    written += 1
+            except FileExistsError:
+                with self._lock:
+                    run.busy, run.elsewhere = False, True
+                    self._forget(run)
+                continue
+            except OSError as error:
+                trouble = str(error)
+            with self._lock:
+                run.busy = False
+                run.lost -= lost if marked else 0
+                self._kept_is_written(run, written)
+                if trouble:
+                    run.reason = trouble
+                    return False
 
     def take_new(self) -> list[LogFile]:
         """Log files created since the last call: the caller reads and closes them."""
@@ -185,34 +243,51 @@ class DocumentLog:
     @property
     def waiting(self) -> bool:
         """Some documents are in memory only, because they could not be written."""
-        with self._lock:
-            return any(run.kept for run in self._runs.values())
+        return self._keeping > 0
 
-    def _encode(self, name: str, doc: Mapping[str, Any]) -> list[Buffer]:
+    @property
+    def slow(self) -> bool:
+        """Writing takes so long that documents go through the memory: `mend` is to be called all the time."""
+        return time.monotonic() < self._slow_until
+
+    def abandon(self) -> None:
+        """Let go of all files without a word, in a fork of the process that writes them: it would own them, too."""
+        for log in [*self._fresh, *(run.log for run in self._runs.values() if run.log is not None)]:
+            log.abandon()
+
+    def _encode(self, name: str, doc: Mapping[str, Any]) -> list[Buffer] | str:
+        """Bytes of a document, or why there are none."""
         try:
             return pack_parts((name, doc))
-        except WireError as error:
+        except Exception as error:  # noqa: BLE001 - a foreign class in a document may raise anything
             if name not in self._translated:
                 self._translated.add(name)
                 logger.warning(
                     "inscan: a %s document holds something that is not plain data (%s); "
                     "its text is recorded instead",
                     name,
-                    error,
+                    error if isinstance(error, WireError) else type(error).__name__,
                 )
-            return pack_parts((name, plain(doc)))
+        try:
+            return pack_parts((name, legible(doc)))
+        except Exception as error:  # noqa: BLE001 - no memory, above all; the gap is marked
+            return f"a {name} document cannot be packed: {type(error).__name__}: {error}"
 
-    def _write(
-        self, uid: str, run: _Run, name: str, doc: Mapping[str, Any], parts: list[Buffer]
-    ) -> None:
+    def _write(self, uid: str, run: _Run, name: str, parts: list[Buffer]) -> None:
         if run.elsewhere:
             self.repeated += 1
             return
+        if run.busy or self.slow:
+            self._keep(run, parts)
+            return
         try:
-            if run.log is None or run.lost:
-                self._catch_up(uid, run)
-            assert run.log is not None
-            run.log.append(parts)
+            log = self._opened(uid, run)
+            if run.lost or run.kept:
+                self._catch_up(log, run)
+            if run.kept:  # too many for the time that a scan has
+                self._keep(run, parts)
+                return
+            self._put(log, parts)
             self.written += 1
         except FileExistsError:
             run.elsewhere = True
@@ -223,43 +298,104 @@ class DocumentLog:
                 self.directory,
             )
         except OSError as error:
-            run.lost += 1
             run.reason = str(error)
-            if name not in _BULK and len(run.kept) < _MAX_KEPT:
-                run.kept.append((name, dict(doc)))
-            else:
-                self.lost += 1
-            if not run.warned:
-                run.warned = True
-                logger.warning(
-                    "inscan: documents of run %s cannot be written to %s: %s. The scan goes on; "
-                    "inscan will mark what is missing. Free space or repair the folder.",
-                    uid,
-                    self.directory,
-                    error,
-                )
+            self._unwritten(uid, run, name, parts)
 
-    def _catch_up(self, uid: str, run: _Run) -> None:
-        """Open the file if there is none, mark the gap, write what was kept. Raises OSError."""
+    def _unwritten(self, uid: str, run: _Run, name: str, parts: list[Buffer]) -> None:
+        """Keep what the run cannot be read without; the rest is lost."""
+        if name in _BULK or len(run.kept) >= _MAX_KEPT:
+            self._lose(run, run.reason)
+        else:
+            self._keep(run, parts)
+        if not run.warned:
+            run.warned = True
+            logger.warning(
+                "inscan: documents of run %s cannot be written to %s: %s. The scan goes on; "
+                "inscan will mark what is missing. Free space or repair the folder.",
+                uid,
+                self.directory,
+                run.reason,
+            )
+
+    def _keep(self, run: _Run, parts: list[Buffer]) -> None:
+        """Keep a document in memory: its bytes, for whoever emitted it may change it."""
+        size = sum(len(part) for part in parts)
+        if self.kept_bytes + size > _MAX_KEPT_BYTES:
+            self._lose(run, run.reason or f"{_MAX_KEPT_BYTES} bytes wait to be written already")
+            return
+        run.kept.append(b"".join(parts))
+        self._keeping += 1
+        self.kept_bytes += size
+
+    def _lose(self, run: _Run, reason: str) -> None:
+        run.lost += 1
+        run.reason = reason
+        self.lost += 1
+
+    def _kept_is_written(self, run: _Run, count: int) -> None:
+        count = min(count, len(run.kept))  # a run may have been given up meanwhile
+        for _ in range(count):
+            self.kept_bytes -= len(run.kept.popleft())
+        self._keeping -= count
+        self.written += count
+
+    def _forget(self, run: _Run) -> None:
+        """Give up what is kept of a run."""
+        count = len(run.kept)
+        self.kept_bytes -= sum(len(payload) for payload in run.kept)
+        run.kept.clear()
+        run.lost += count
+        self.lost += count
+        self._keeping -= count
+
+    def _opened(self, uid: str, run: _Run) -> LogFile:
+        """Log of a run, made if there is none. Raises OSError."""
         if run.log is None:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             run.log = LogFile.create(self.directory, uid)
             self._fresh.append(run.log)
-        if run.lost:
-            missing = run.lost - len(run.kept)
-            if missing:
-                gap = {"documents": missing, "reason": run.reason}
-                run.log.append(pack_parts(["gap", gap]))
-            run.lost = len(run.kept)
-        while run.kept:
-            name, doc = run.kept[0]
-            run.log.append(self._encode(name, doc))
-            run.kept.pop(0)
-            run.lost -= 1
-            self.written += 1
+        return run.log
+
+    def _put(self, log: LogFile, parts: Sequence[Buffer]) -> None:
+        """Append a record, and see how long that takes. Raises OSError."""
+        before = time.monotonic()
+        log.append(parts)
+        now = time.monotonic()
+        if now - before > _SLOW_S:
+            if now > self._slow_until:
+                logger.warning(
+                    "inscan: writing a document to %s took %.1f s; the scan does not wait for the disk: "
+                    "documents go through the memory until it is faster",
+                    self.directory,
+                    now - before,
+                )
+            self._slow_until = now + _SLOW_FOR_S
+
+    def _mark(self, log: LogFile, lost: int, reason: str) -> None:
+        """Say in a log that documents are missing. Raises OSError."""
+        if lost:
+            self._put(log, pack_parts(["gap", {"documents": lost, "reason": reason}]))
+
+    def _catch_up(self, log: LogFile, run: _Run) -> None:
+        """Mark the gap and write what was kept, so much as a scan has time for. Raises OSError."""
+        self._mark(log, run.lost, run.reason)
+        run.lost = 0
+        for payload in list(itertools.islice(run.kept, _CATCH_UP)):
+            self._put(log, [payload])
+            self._kept_is_written(run, 1)
 
     def _settle(self, uid: str, run: _Run) -> None:
-        if run.over and not run.kept:
-            if run.log is not None:
-                run.log.live = False
-            del self._runs[uid]
+        """Forget a run that is over, once nothing of it is left in memory."""
+        if not run.over or run.kept or run.busy:
+            return
+        if run.log is not None:
+            try:
+                self._mark(run.log, run.lost, run.reason)
+            except OSError as error:
+                logger.warning("inscan: the gap in run %s cannot be marked: %s", uid, error)
+            run.log.live = False
+        del self._runs[uid]
+        ended = [log for log in self._fresh if not log.live]
+        for log in ended[: max(0, len(self._fresh) - _MAX_FRESH)]:
+            self._fresh.remove(log)
+            log.close()  # found again in the folder

@@ -204,10 +204,12 @@ class LogFile:
                 written = os.writev(self._fd, buffers)
                 if written != total:
                     raise LogError(errno.ENOSPC, f"{written} of {total} bytes written")
-            except OSError:
+                self._size += total
+            except (
+                BaseException
+            ):  # KeyboardInterrupt, too: what follows must not stand behind half a record
                 os.ftruncate(self._fd, self._size)
                 raise
-            self._size += total
 
     def read(self, offset: int) -> Record | None:
         """Record at an offset.
@@ -261,6 +263,13 @@ class LogFile:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+
+    def abandon(self) -> None:
+        """Close the file in a fork of the process that owns it, which would own it as well; takes no lock, for whoever
+        held it does not exist here."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def delete(self) -> None:
         """Remove the file: its content is safe elsewhere or unwanted. Later appends do nothing."""

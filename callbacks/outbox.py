@@ -174,10 +174,20 @@ class Outbox:
         )
 
     def park(self, keep: int) -> None:
-        """Close the oldest sent logs beyond ``keep``; they are found again in the folder."""
-        done = [run_uid for run_uid, entry in self._entries.items() if entry.complete]
-        for run_uid in done[: max(0, len(self._entries) - keep)]:
-            self._entries.pop(run_uid).log.close()
+        """Close logs beyond ``keep`` that nothing is added to, sent ones first; they are found again in the folder.
+
+        Without a service all runs of weeks wait to be sent, and the process has a limited number of files.
+        """
+        ended = [(run_uid, entry) for run_uid, entry in self._entries.items() if not entry.log.live]
+        ended.sort(key=lambda item: not item[1].complete)
+        for run_uid, entry in ended[: max(0, len(self._entries) - keep)]:
+            del self._entries[run_uid]
+            entry.log.close()
+
+    def abandon(self) -> None:
+        """Let go of all files in a fork of the process that owns them; see `LogFile.abandon`."""
+        for entry in list(self._entries.values()):
+            entry.log.abandon()
 
     def close(self) -> None:
         """Close all logs; another process may adopt them."""

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from inscan.callbacks.sources.interface import Document
-from inscan.callbacks.wire import WireError, pack, plain, unpack
+from inscan.callbacks.legible import legible
+from inscan.callbacks.wire import WireError, pack, unpack
 
 __all__ = ["Due", "Recording"]
 
@@ -120,7 +121,7 @@ class Recording:
         try:
             packed = pack((name, doc))
         except WireError:
-            packed = pack((name, plain(doc)))
+            packed = pack((name, legible(doc)))
         self._offsets.append(self._file.seek(0, 2))
         self._file.write(_LENGTH.pack(len(packed)) + packed)
         self._times.append(_time_of(doc))

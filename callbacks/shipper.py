@@ -31,6 +31,7 @@ SCAN_INTERVAL = 5.0
 FIRST_WORD = 2.0  # seconds before the absence of a service is mentioned
 _SENDING = 8  # logs sent at the same time
 _OPEN = 64  # logs kept open
+_LOOKED_AT = 1000  # names of logs remembered from one look into the folder
 _MAX_REQUESTS = 256
 
 
@@ -90,7 +91,8 @@ class Shipper(threading.Thread):
         self._boot: str | None = None
         self._begun = self._heard = self._socket_since = time.monotonic()
         self._told_absent = False
-        self._pinged = self._scanned = self._dialled = -1e9
+        self._pinged = self._scanned = self._dialled = self._mended = -1e9
+        self._left: deque[str] = deque()  # names of logs that nobody has sent
         self._unreadable: set[str] = set()
         self._asked = time.monotonic()
         self._guard = threading.Lock()  # of the next four
@@ -205,24 +207,37 @@ class Shipper(threading.Thread):
 
     def _collect(self, now: float) -> None:
         """Take over new logs, our own and those that dead processes left."""
-        if self._log.waiting and now - self._scanned > PING_INTERVAL:
+        if self._log.waiting and (self._log.slow or now - self._mended > PING_INTERVAL):
+            self._mended = now
             self._log.mend()
         for log in self._log.take_new():
             self.outbox.add(log)
-        if now - self._scanned < SCAN_INTERVAL or self._deadline is not None:
+        if len(self.outbox) > _OPEN:
+            self.outbox.park(_OPEN)
+        if self._deadline is not None:
             return
-        self._scanned = now
-        self.outbox.park(_OPEN)
-        known = self.outbox.file_names() | self._unreadable
-        try:
-            names = sorted(set(os.listdir(self._log.directory)) - known)
-        except OSError:
-            return  # no folder, no leftovers; appending has its own words for it
-        for name in names:
-            if self.outbox.unsent() >= _SENDING or len(self.outbox) > _OPEN:
+        if now - self._scanned > SCAN_INTERVAL:
+            self._scanned = now
+            self._left = self._look_for_logs()
+        while self._left and self.connected:
+            if self.outbox.unsent() >= _SENDING or len(self.outbox) >= _OPEN:
                 return
-            if name.endswith(SUFFIX):
-                self._adopt(name)
+            self._adopt(self._left.popleft())
+
+    def _look_for_logs(self) -> deque[str]:
+        """Names of logs that are not in our hands; some of them, where there are many."""
+        known = self.outbox.file_names() | self._unreadable
+        found: deque[str] = deque()
+        try:
+            with os.scandir(self._log.directory) as entries:
+                for entry in entries:
+                    if entry.name.endswith(SUFFIX) and entry.name not in known:
+                        found.append(entry.name)
+                        if len(found) >= _LOOKED_AT:
+                            break
+        except OSError:
+            return found  # no folder, no leftovers; appending has its own words for it
+        return found
 
     def _adopt(self, name: str) -> None:
         try:
