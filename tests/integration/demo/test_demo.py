@@ -10,7 +10,6 @@ import pytest
 from tiled.client import from_uri
 
 INSCAN = (sys.executable, "-m", "inscan.service.cli")
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +78,6 @@ def test_report_and_picture_are_there(demo):
     assert "Fe_K" in page and "report.png" in page and "Problem" not in page
     assert html.escape(demo.answer["runs"][0]["result_uid"]) in page
     assert (demo.out / "report.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_check_of_the_continuous_integration_finds_nothing(demo, tmp_path):
-    answer = tmp_path / "answer.json"
-    answer.write_text(demo.stdout)
-    check = ROOT / ".ci" / "check_demo.py"
-    done = subprocess.run(
-        [sys.executable, str(check), str(demo.out), str(answer)], capture_output=True, text=True
-    )
-    count = len(demo.answer["runs"])
-    assert (done.returncode, done.stdout) == (
-        0,
-        f"{count} runs resolve in Tiled, report present\n",
-    ), done.stderr
 
 
 def test_uids_resolve_in_tiled(demo, client):
