@@ -83,6 +83,7 @@ class Dispatcher:
         self._roster = Roster()
         self._snapshots = SnapshotQueue()
         self._took_s: dict[str, float] = {}
+        self._looked = float("-inf")
 
     @property
     def busy(self) -> bool:
@@ -153,11 +154,8 @@ class Dispatcher:
     def _hello(self, identity: bytes, hello: Hello) -> None:
         if hello.protocol[0] != PROTOCOL[0]:
             self.counts["refused"] += 1
-            text = (
-                f"this worker (inscan {hello.version}) speaks broker protocol {hello.protocol[0]}, "
-                "the service (inscan "
-                f"{self._version}) speaks {PROTOCOL[0]}: install the same version on both"
-            )
+            text = f"this worker is inscan {hello.version}, broker protocol {hello.protocol[0]}; the service is"
+            text += f" {self._version}, protocol {PROTOCOL[0]}: install the same version on both"
             self._send(identity, "ERR", Notice(code="protocol", message=text))
             return
         self._roster.welcome(identity, hello)
@@ -221,8 +219,7 @@ class Dispatcher:
         if ours and work is not None and work.job.kind == "snapshot":
             self._snapshot_done(work, result)
         elif self._journal.job(ticket.key) is not None:
-            waited = work.waited if ours and work is not None else 0.0
-            timings = {"queued": waited, **result.timings}
+            timings = {"queued": work.waited if ours and work else 0.0, **result.timings}
             self._final_done(result.model_copy(update={"timings": timings}))
         if ours and work is not None:
             self._took_s[work.job.recipe] = time.monotonic() - work.started
@@ -341,6 +338,10 @@ class Dispatcher:
     def watch_clocks(self) -> None:
         """End leases, time budgets and workers that have been silent for too long."""
         now = time.monotonic()
+        deaf, self._looked = now - self._looked, now
+        if deaf > self._settings.lease_s / 2:  # frozen, or only just started: no worker was silent
+            self._roster.excuse(deaf)
+            self._journal.leases.excuse(self._settings.lease_s)
         for key, fence in self._journal.leases.expire():
             peer = self._roster.holder(key, fence)
             if peer is not None:

@@ -97,6 +97,16 @@ class Leases:
                 ).rowcount
             )
 
+    def excuse(self, lease_s: float) -> int:
+        """Let every lease hold for at least so long from now: their workers could not be heard; how many."""
+        until = self._clock() + lease_s
+        with self._file.transaction() as c:
+            return c.execute(
+                "UPDATE jobs SET lease_until = ?"
+                " WHERE state = 'leased' AND boot_id = ? AND lease_until < ?",
+                (until, self._boot, until),
+            ).rowcount
+
     def release(self, key: str, fence: int) -> bool:
         """Put a job back that its worker hands back; counts as no failure."""
         with self._file.transaction() as c:

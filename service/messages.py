@@ -144,8 +144,8 @@ class Welcome(Strict):
     protocol: tuple[int, int]
     version: str
     host_id: str
-    hb_s: float
-    lease_s: float
+    hb_s: float = Field(gt=0, le=3600, allow_inf_nan=False)
+    lease_s: float = Field(gt=0, le=86400, allow_inf_nan=False)
     spool: str
 
 

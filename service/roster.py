@@ -88,6 +88,14 @@ class Roster:
         """Who works on a dispatch."""
         return next((p for p in self if p.work is not None and p.work.ticket == (key, fence)), None)
 
+    def excuse(self, seconds: float) -> None:
+        """Nobody could be heard for so long, for we did not listen: no worker was silent, no job stood still."""
+        for peer in self:
+            peer.seen += seconds
+            if peer.work is not None:
+                peer.work.started += seconds
+                peer.work.moved += seconds
+
     def idle(self) -> list[Peer]:
         """Workers to be given jobs."""
         return [peer for peer in self if peer.idle]

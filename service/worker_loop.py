@@ -96,6 +96,7 @@ class Worker:
         self._compute = threading.Thread(target=self._compute_jobs, name="compute", daemon=True)
         self._welcome: Welcome | None = None
         self._work: _Work | None = None
+        self._over: tuple[str, int] | None = None
         self._stop_by: float | None = None
         self._stopping = False
         self._exit = 0
@@ -165,13 +166,15 @@ class Worker:
                     retryable=True,
                 ),
             )
-        self._send("BYE", Notice(code="bye", message="worker leaves"))
-        # The socket drops what is not yet sent when it closes; wait for an answer that shows it
-        # was.
+        # The socket drops what is not yet sent when it closes, and what was sent may be lost: an answer shows that it
+        # was not. Said again until then, or the lease of a job in hand ends as if this worker had crashed.
         deadline = time.monotonic() + 0.5
-        while self._welcome is not None and time.monotonic() < deadline:
-            self._link.wait(0.05)
+        while True:
+            self._send("BYE", Notice(code="bye", message="worker leaves"))
+            self._link.wait(0.1)
             if any(message.kind == "BYE" for message in self._link.messages()):
+                break
+            if self._welcome is None or time.monotonic() > deadline:
                 break
         if work is None:
             self._jobs.put(None)
@@ -239,6 +242,8 @@ class Worker:
 
     def _begin(self, message: Message) -> None:
         ticket = Ticket.model_validate(message.header)
+        if (ticket.key, ticket.fence) == self._over:
+            return  # it came twice, and the result is in the service's hands
         if self._work is not None:
             if self._work.ticket != (ticket.key, ticket.fence):
                 _log.warning("job %s came while another runs; left to its lease", ticket.key[:12])
@@ -263,7 +268,7 @@ class Worker:
 
     def _acknowledged(self, ticket: Ticket) -> None:
         if self._work is not None and self._work.ticket == (ticket.key, ticket.fence):
-            self._work = None
+            self._work, self._over = None, self._work.ticket
             self._beat()
 
     def _cancel(self, ticket: Ticket) -> None:
