@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from inscan.callbacks.profile import BeamlineProfile, load_profile
+from inscan.service.access import Access
 from inscan.service.approval import Approval
 from inscan.service.broker import Broker
 from inscan.service.composites import Composites
@@ -28,6 +29,7 @@ from inscan.service.rescan_states import Rescans
 from inscan.service.runs import Runs
 from inscan.service.settings import Settings
 from inscan.service.shelf import Shelf
+from inscan.service.sockets import allow_many_files, announced
 from inscan.service.source_table import SourceTable
 from inscan.service.spool import Spool
 from inscan.service.spool_server import SpoolServer
@@ -104,9 +106,11 @@ class Service:
         released = self._journal.leases.release_workers(PREFIX)
         if released:
             _log.info("%d jobs of workers that are gone are queued again", released)
+        self._access = Access(settings)
         self._bind(profiles)
         target = None if settings.tiled.uri is None else self._foreign_tiled(settings.tiled.uri)
-        self._broker.start(self.addresses["spool"])
+        spool = self._spool_server.router.address
+        self._broker.start(self._access.spool_for_workers(spool))
         self._spool_server.start()
         self._threads = {"broker": self._broker, "spool server": self._spool_server}
         self._crew = Crew(
@@ -117,14 +121,19 @@ class Service:
             threads=settings.worker_threads,
             grace_s=settings.drain_s,
             command=self._worker_command,
+            environment=self._access.worker_environment(),
         )
         self._crew.start()
         self._stack.callback(self._crew.stop)
         # Workers load torch while Tiled starts.
         self._run_threads(target or self._embedded_tiled(profiles))
-        state.announce(self.addresses)
+        state.announce(self.addresses | self._access.announcement)
         self._forwarders = Forwarders(
-            settings.sources, settings.state_dir, state.logs, self._source_table
+            settings.sources,
+            settings.state_dir,
+            state.logs,
+            self._source_table,
+            self._access.client_environment(),
         )
         self._stack.callback(self._forwarders.stop, _FORWARD_GRACE_S)
         self._forwarders.start()
@@ -142,11 +151,14 @@ class Service:
             version=version("inscan"),
             writer=self._to_writer,
             ingest=self._to_ingest,
+            gate=self._access.gate("broker"),
         )
-        self.addresses["broker"] = self._broker.bind()
+        self.addresses["broker"] = announced(self._broker.bind())
         self._stack.callback(self._broker.stop)
-        self._spool_server = SpoolServer(settings.spool, self._spool, self._broker.place_for)
-        self.addresses["spool"] = self._spool_server.bind()
+        self._spool_server = SpoolServer(
+            settings.spool, self._spool, self._broker.place_for, self._access.gate("spool")
+        )
+        self.addresses["spool"] = announced(self._spool_server.bind())
         self._stack.callback(self._spool_server.stop)
         given = settings.repair
         self._repairs = None if given is None else Repairs(given.deadline)
@@ -188,6 +200,7 @@ class Service:
             sources=self._source_table,
             queue=self._queue,
             approval=self._approval(),
+            sockets=self._sockets,
         )
         self._ingest = Ingest(
             settings.ingest,
@@ -199,8 +212,9 @@ class Service:
             mailbox=self._to_ingest,
             incomplete_after=settings.incomplete_after,
             unfinished=[run["run_uid"] for run in journal.runs("open", _MOST_OPEN_RUNS)],
+            gate=self._access.gate("ingest"),
         )
-        self.addresses["ingest"] = self._ingest.bind()
+        self.addresses["ingest"] = announced(self._ingest.bind())
         self._ingest_open = True
         self._stack.callback(self._stop_ingest)
 
@@ -209,6 +223,11 @@ class Service:
         keyring = Keyring(self._settings.state_dir / "keys")
         own = keyring.local("local-approver", "approver", keyring.folder / "approve.pass")
         return Approval(keyring.approver, own)
+
+    def _sockets(self) -> list[dict[str, Any]]:
+        """What `inscan status` says of each listening socket."""
+        routers = (self._ingest.router, self._broker.router, self._spool_server.router)
+        return [router.state() for router in routers]
 
     def _stop_ingest(self) -> None:
         if self._ingest_open:
@@ -317,7 +336,7 @@ class Service:
 
     def _write_what_is_done(self) -> None:
         deadline, pause = time.monotonic() + _WRITER_GRACE_S, threading.Event()
-        while self._journal.uncommitted() and self._writer.status.state != "waiting":
+        while self._journal.uncommitted_keys() and self._writer.status.state != "waiting":
             if time.monotonic() > deadline:
                 return
             pause.wait(0.02)
@@ -351,6 +370,7 @@ def serve(settings: Settings, *, worker_command: Sequence[str] | None = None) ->
     """
     told = threading.Event()
     starting = True
+    allow_many_files()
 
     def on_signal(number: int, frame: types.FrameType | None) -> None:
         _log.info("%s: stopping", signal.Signals(number).name)

@@ -1,7 +1,8 @@
 """The writer thread: what workers computed goes into Tiled, and whoever waits for it is told.
 
 The journal is the truth: a result stays `computed` until Tiled has it whole. While Tiled is away the thread waits, with
-growing pauses, and everything it would have written waits in the journal.
+growing pauses, and everything it would have written waits in the journal. A single result that Tiled does not take is
+put off, and the others go on.
 """
 
 import dataclasses
@@ -10,65 +11,34 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic import SecretStr
 
 from inscan.service import derived
 from inscan.service.commit import Committer, DamagedResult
 from inscan.service.journal import Journal, JournalError
-from inscan.service.mailbox import Mailbox
-from inscan.service.messages import InferenceJob, InferenceResult, job_key
+from inscan.service.mailbox import Mailbox, MailboxFullError
+from inscan.service.messages import InferenceJob, InferenceResult
+from inscan.service.patience import Patience
+from inscan.service.preparing import expected
 from inscan.service.result_file import ResultFileError, read_weights
-from inscan.service.result_view import StoredArray, describe
+from inscan.service.result_view import describe
 from inscan.service.shelf import Shelf, line_of
-from inscan.service.tiled_http import TiledHTTP, TiledRejected
+from inscan.service.tiled_http import PROCESSED, TiledHTTP, TiledRejected
+from inscan.service.writer_status import Prepare, Target, WriterStatus
 
+__all__ = ["Announce", "Prepare", "Propose", "Target", "Writer", "WriterStatus"]
+
+_IN_A_ROW = 3
+"""So many different results that Tiled fails to take, one after the other, are Tiled's trouble and not theirs."""
+_MOST_TRIES = 12
+"""Tries of one result that Tiled fails to take while it takes others; some twenty minutes."""
+_PATIENCE = 10
+"""The pauses of a single result grow so much longer than those of the writer."""
 _log = logging.getLogger(__name__)
 
 Propose = Callable[[InferenceJob, InferenceResult], Sequence[dict[str, Any]]]
 Announce = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Target:
-    """The Tiled to write to.
-
-    Attributes
-    ----------
-    uri : str
-    api_key : SecretStr or None
-    readable : tuple of Path
-        Folders that it may read where they are.
-    shared : Path or None
-        Folder that it may read and into which results are copied; None to upload what is not in `readable`.
-    """
-
-    uri: str
-    api_key: SecretStr | None
-    readable: tuple[Path, ...] = ()
-    shared: Path | None = None
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """To the writer: a snapshot of a growing run is in `path`; its final will look like it."""
-
-    job: InferenceJob
-    path: str
-
-
-@dataclass(frozen=True)
-class WriterStatus:
-    """What the writer is doing: `state` idle, writing, waiting (for Tiled, or the disk) or stopped, and why."""
-
-    state: str
-    reason: str
-    committed: int
-    last_s: float
-    """Seconds that the latest commit took, 0 before the first."""
 
 
 class Writer:
@@ -121,13 +91,19 @@ class Writer:
         self._tiled: TiledHTTP | None = None
         self._committer: Committer | None = None
         self._recorded: set[str] = set()
+        self._to_record: list[dict[str, Any]] = []
         self._preparing: dict[str, Prepare] = {}
-        self._status = WriterStatus("idle", "", 0, 0.0)
+        self._patience = Patience(first_pause_s, longest_pause_s, _PATIENCE * longest_pause_s)
+        self._begun: dict[str, float] = {}
+        self._waiting_since: float | None = None
+        self._status = WriterStatus()
 
     @property
     def status(self) -> WriterStatus:
         """What the writer is doing now."""
-        return self._status
+        since = self._waiting_since
+        waited = 0.0 if since is None else round(time.monotonic() - since, 1)
+        return dataclasses.replace(self._status, waiting_s=waited)
 
     @property
     def alive(self) -> bool:
@@ -153,42 +129,99 @@ class Writer:
             try:
                 self._round()
                 pause = None
-                self._say("idle")
-            except (OSError, JournalError) as error:
+                self._waiting_since = self._patience.waiting_since()
+                put_off = self._patience.told()
+                self._say("waiting" if put_off else "idle", put_off)
+            except (OSError, MemoryError) as error:
                 # Tiled away or refusing us, or a full disk: all of it may mend, and nothing is lost meanwhile.
                 pause = min(2 * pause if pause else self._first_pause_s, self._longest_pause_s)
-                self._disconnect()
-                if self._status.reason != str(error):
-                    _log.warning("results wait in the journal: %s", error)
-                self._say("waiting", str(error))
+                self._waits(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, what is in the journal is to be written
+                pause = self._longest_pause_s
+                _log.exception("defect in the writer; it tries again in %g s", pause)
+                self._waits(error)
             self._wait(pause)
         self._disconnect()
+        self._waiting_since = None
         self._say("stopped")
 
+    def _waits(self, error: Exception) -> None:
+        self._disconnect()
+        if self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+        text = str(error) or type(error).__name__
+        if self._status.reason != text:
+            _log.warning("results wait in the journal: %s", text)
+        self._say("waiting", text)
+
     def _wait(self, pause: float | None) -> None:
-        """Wait for mail, at most `pause` seconds; while Tiled is away mail does not shorten the pause."""
-        deadline = None if pause is None else time.monotonic() + pause
+        """Wait for mail, or until something put off is due; while Tiled is away nothing shortens the pause."""
+        most = self._patience.next_due() if pause is None else pause
+        deadline = None if most is None else time.monotonic() + most
         while not self._stopping.is_set():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             select.select([self._mailbox], [], [], left)
             for item in self._mailbox.drain():
                 if isinstance(item, Prepare):
                     self._preparing[item.job.run_uid] = item
-            if deadline is None or time.monotonic() >= deadline:
+            if pause is None or (deadline is not None and time.monotonic() >= deadline):
                 return
 
     def _round(self) -> None:
-        for job, result in self._journal.uncommitted():
-            if self._stopping.is_set():
-                return
-            self._commit(job, result)
-        for failed in self._journal.jobs("failed"):
-            if failed["key"] not in self._recorded:
-                self._record_failure(failed)
-        while self._preparing and not self._stopping.is_set():
-            run_uid, wanted = next(iter(self._preparing.items()))
-            self._prepare(wanted)
-            del self._preparing[run_uid]
+        """Write everything that is due, results first and in their order."""
+        self._to_record = [
+            one for one in self._journal.jobs("failed") if one["key"] not in self._recorded
+        ]
+        failed_keys = {one["key"] for one in self._to_record}
+        self._patience.keep_only({*self._journal.uncommitted_keys(), *failed_keys})
+        in_a_row = 0
+        while not self._stopping.is_set():
+            keys = self._journal.uncommitted_keys()
+            self._status = dataclasses.replace(self._status, pending=len(keys))
+            key = next((key for key in keys if self._patience.due(key)), None)
+            failed = next((one for one in self._to_record if self._patience.due(one["key"])), None)
+            try:
+                if key is not None:
+                    self._commit(key)
+                elif failed is not None:
+                    key = failed["key"]
+                    self._record_failure(failed)
+                    self._to_record.remove(failed)
+                elif self._preparing:
+                    self._prepare(self._preparing.pop(next(iter(self._preparing))))
+                    continue
+                else:
+                    return
+                in_a_row = 0
+            except JournalError:
+                raise
+            except (OSError, MemoryError) as error:
+                in_a_row += 1
+                self._put_off(str(key), error, in_a_row)
+
+    def _put_off(self, key: str, error: Exception, in_a_row: int) -> None:
+        """Try one result or failure again later, and go on with the others, where it alone is the trouble."""
+        if in_a_row >= _IN_A_ROW or not self._answers():
+            raise error
+        tries = self._patience.failed(key, f"{key[:12]}: {error}")
+        _log.warning("job %s is put off after %d tries: %s", key[:12], tries, error)
+        if tries < _MOST_TRIES or not self._patience.others_went(key):
+            return
+        failures = [one for one in self._to_record if one["key"] == key]
+        if failures:
+            self._to_record.remove(failures[0])
+            self._recorded.add(key)  # the journal has it
+            self._settled(key)
+        else:
+            self._give_up(key, "tiled_failed", f"gave up after {tries} tries; the last: {error}")
+
+    def _answers(self) -> bool:
+        """Whether Tiled is there and lets us look: what one result meets is then no reason to hold up the others."""
+        try:
+            self._connected()
+            return self._tiled is not None and self._tiled.get(PROCESSED) is not None
+        except (OSError, TiledRejected):
+            return False
 
     def _connected(self) -> Committer:
         if self._committer is None:
@@ -211,31 +244,53 @@ class Writer:
             self._tiled.close()
         self._committer = self._tiled = None
 
-    def _commit(self, job: InferenceJob, result: InferenceResult) -> None:
+    def _commit(self, key: str) -> None:
+        found = self._journal.computed_result(key)
+        if found is None:
+            return
+        job, result = found
         started = time.monotonic()
         path = Path(result.result_path)
         self._say("writing")
         try:
-            run = derived.compose(
-                job, result, describe(path), self._raw_start(job.run_uid), time.time()
-            )
+            # The same time at each try tells a run that we began ourselves from another writer's.
+            now = self._begun.setdefault(key, time.time())
+            run = derived.compose(job, result, describe(path), self._raw_start(job.run_uid), now)
             axes = derived.axes_of(job.meta, result.report, run.arrays)
             fate = self._connected().commit(run, axes, path, result.digest)
         except (DamagedResult, ResultFileError, FileNotFoundError) as error:
-            self._give_up(job.key, "result_damaged", str(error))
+            self._lost(job, str(error))
             return
         except TiledRejected as error:
-            self._give_up(job.key, "tiled_rejected", str(error))
+            self._give_up(key, "tiled_rejected", str(error))
+            return
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - one result that cannot be said must not hold up the others
+            _log.exception("job %s cannot be committed", key[:12])
+            self._give_up(key, "defect", f"{type(error).__name__}: {error}"[:4000])
             return
         if fate == "differs":
-            _log.warning("job %s: Tiled has another result, which stands", job.key[:12])
+            _log.warning("job %s: Tiled has another result, which stands", key[:12])
         self._keep_weights(job, result, path)
-        self._journal.committed(job.key, run.uid, tuple(self._proposals(job, result)))
+        self._journal.committed(key, run.uid, tuple(self._proposals(job, result)))
+        self._settled(key)
         took = time.monotonic() - started
         self._status = dataclasses.replace(
             self._status, committed=self._status.committed + 1, last_s=took
         )
-        self._announce(job.run_uid)
+        self._tell(job.run_uid)
+
+    def _settled(self, key: str) -> None:
+        self._patience.settled(key)
+        self._begun.pop(key, None)
+
+    def _lost(self, job: InferenceJob, reason: str) -> None:
+        """The file of a result is gone or was changed: its input is still there, so it can be computed again."""
+        _log.error("job %s has lost its result and is computed again: %s", job.key[:12], reason)
+        self._journal.compute_again(job.key, "result_damaged", reason[:4000])
+        self._settled(job.key)
+        self._if_failed(job.key)
 
     def _keep_weights(self, job: InferenceJob, result: InferenceResult, path: Path) -> None:
         """Put weights fitted to the run where the next one finds them; a result that is blocked recommends none."""
@@ -256,14 +311,25 @@ class Writer:
             return ()
         try:
             return self._propose(job, result)
-        except (ValueError, LookupError, TypeError, ArithmeticError):
+        except JournalError:
+            raise
+        except Exception:  # noqa: BLE001
             # A result must not be lost, or held up for ever, because nothing could be made of its regions.
             _log.exception("no rescan is proposed for run %s", job.run_uid)
             return ()
 
     def _give_up(self, key: str, code: str, reason: str) -> None:
         _log.error("job %s cannot be committed: %s", key[:12], reason)
-        self._journal.fail(key, code, reason)
+        self._journal.fail(key, code, reason[:4000])
+        self._settled(key)
+        self._if_failed(key)
+
+    def _if_failed(self, key: str) -> None:
+        """Have a job's failure recorded in this round, if it has ended as one."""
+        record = self._journal.job(key)
+        known = key in self._recorded or any(one["key"] == key for one in self._to_record)
+        if record is not None and record["state"] == "failed" and not known:
+            self._to_record.append(record)
 
     def _record_failure(self, failed: dict[str, Any]) -> None:
         run = derived.compose_failure(
@@ -282,34 +348,26 @@ class Writer:
             # The journal has the failure; that Tiled will not hear of it must not stop what it would take.
             _log.error("failure of job %s is not in Tiled: %s", failed["key"][:12], error)
         self._recorded.add(failed["key"])
-        self._announce(failed["run_uid"])
+        self._settled(failed["key"])
+        self._tell(failed["run_uid"])
 
     def _prepare(self, wanted: Prepare) -> None:
         job = wanted.job
-        key = job_key(job.run_uid, job.stream, job.recipe, job.parameters)
-        path = self._results_dir / f"{key}.h5"
-        report: dict[str, Any] = {}
-        if job.meta.get("energies_ev") is not None:
-            report = {"energies_ev": job.meta["energies_ev"]}
-        final = job.model_copy(
-            update={"key": key, "kind": "final", "result_path": str(path), "fence": 0}
-        )
-        result = InferenceResult(
-            key=key,
-            fence=0,
-            result_path=str(path),
-            digest="",
-            report=report,
-            regions=[],
-            timings={},
-        )
         try:
-            arrays = [_grown(array, job.meta) for array in describe(Path(wanted.path))]
-            run = derived.compose(final, result, arrays, self._raw_start(job.run_uid), time.time())
-            self._connected().prepare(run, derived.axes_of(job.meta, report, run.arrays), path)
-        except (ResultFileError, FileNotFoundError, TiledRejected) as error:
+            run, axes, path = expected(
+                job, Path(wanted.path), self._results_dir, self._raw_start(job.run_uid), time.time()
+            )
+            self._connected().prepare(run, axes, path)
+        except Exception as error:  # noqa: BLE001
             # Only time is lost: the commit makes what is missing. The snapshot may be gone because a newer one came.
             _log.info("run %s is not prepared: %s", job.run_uid, error)
+
+    def _tell(self, run_uid: str) -> None:
+        try:
+            self._announce(run_uid)
+        except MailboxFullError:
+            # Whoever asks for the outcome gets it from the journal.
+            _log.warning("run %s: its outcome is not announced, nobody listens", run_uid)
 
     def _raw_start(self, run_uid: str) -> dict[str, Any]:
         run = self._journal.run(run_uid)
@@ -317,12 +375,3 @@ class Writer:
 
     def _say(self, state: str, reason: str = "") -> None:
         self._status = dataclasses.replace(self._status, state=state, reason=reason)
-
-
-def _grown(array: StoredArray, meta: dict[str, Any]) -> StoredArray:
-    """An array of a stack's snapshot as the final will have it: with all energies."""
-    energies = meta.get("energies_ev")
-    if energies is None or array.dims[:1] != ("energy",):
-        return array
-    labels = tuple(f"{float(energy):.2f} eV" for energy in energies)
-    return dataclasses.replace(array, shape=(len(energies), *array.shape[1:]), labels=labels)
