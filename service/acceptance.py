@@ -1,14 +1,18 @@
 """How a worker's result becomes the result of its job: one name, one record, the first one
 stands."""
 
+import json
 import logging
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import h5py
 
 from inscan.service.journal import Journal, Taken
-from inscan.service.messages import Fail, InferenceResult
-from inscan.service.result_file import sync_path
+from inscan.service.messages import Fail, InferenceJob, InferenceResult
+from inscan.service.result_file import ResultFileError, sync_path
+from inscan.service.result_view import digest_of
 
 OUR_TROUBLE = ("machine",)
 """Failures that are the machine's and not the job's: a full disk lasts longer than any number of tries, and then it has
@@ -51,7 +55,7 @@ def accept(
         known = journal.job(result.key)
         put_away = known is not None and known["state"] in ("computed", "committed")
         return "again" if put_away else "missing"
-    if journal.awaits_result(result.key):
+    if journal.awaits_result(result.key, result.fence):
         # The name comes before the record: after a crash between the two the worker tells us again.
         path.unlink(missing_ok=True)
         os.link(fenced, path)
@@ -63,6 +67,50 @@ def accept(
     if taken == "differs":
         _log.warning("job %s: a second result differs; the first stands", result.key[:12])
     return taken
+
+
+def adopt(journal: Journal, results: Path, job: InferenceJob) -> bool:
+    """Take the result that lies there already for a job that has just been queued.
+
+    A journal that was lost, or that is a copy of yesterday, does not know of it. Tiled may, and reads the very file:
+    computed once more and put in its place, a result that people have seen would become another one.
+
+    Returns
+    -------
+    bool
+        Whether there was one that can be used.
+    """
+    path = final_path(results, job.key)
+    if not path.exists():
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            report, regions, meta = (_json(file, name) for name in ("report", "regions", "meta"))
+        if meta.get("key") != job.key:
+            raise ResultFileError(f"{path} is the result of another job")
+        result = InferenceResult(
+            key=job.key,
+            fence=0,
+            result_path=str(path),
+            digest=digest_of(path),
+            report=report,
+            regions=regions,
+            timings={},
+        )
+    except (OSError, KeyError, ValueError, AttributeError) as error:
+        _log.warning("job %s: its result of before cannot be used: %s", job.key[:12], error)
+        return False
+    if not journal.adopted(result):
+        return False
+    _log.info("job %s: its result is there already", job.key[:12])
+    return True
+
+
+def _json(file: h5py.File, name: str) -> Any:
+    stored = file[f"entry/{name}"]
+    if not isinstance(stored, h5py.Dataset):
+        raise KeyError(name)
+    return json.loads(str(stored.asstr()[()]))
 
 
 def settle_failure(journal: Journal, fail: Fail) -> bool:

@@ -14,6 +14,13 @@ class Submit:
 
 
 @dataclass(frozen=True)
+class TakenOut:
+    """To the broker: a person ended a job; whoever works on it may stop, and whoever waits for its run must hear."""
+
+    key: str
+
+
+@dataclass(frozen=True)
 class WorkerLost:
     """To the broker: a child process of the service ended, and with it whatever it worked on."""
 

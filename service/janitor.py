@@ -79,5 +79,5 @@ def tidy_results(journal: Journal, results: Path) -> None:
         path.unlink(missing_ok=True)
     for path in results.glob("*.*.h5"):
         key, fence, _ = path.name.split(".", 2)
-        if fence.isdigit() and not journal.awaits_result(key):
+        if fence.isdigit() and not journal.awaits_result(key, int(fence)):
             path.unlink(missing_ok=True)

@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 from inscan.service import host, journal_rows, leases
 from inscan.service.journal_composites import CompositeJournal
-from inscan.service.journal_file import Database, JournalError
+from inscan.service.journal_file import JournalError
+from inscan.service.journal_hands import HandsJournal
 from inscan.service.journal_proposals import ProposalJournal
+from inscan.service.journal_repair import open_journal
+from inscan.service.journal_upkeep import UpkeepJournal
 from inscan.service.messages import InferenceJob, InferenceResult
 
 __all__ = ["Journal", "JournalError"]
@@ -19,11 +22,11 @@ Taken = Literal["accepted", "again", "same", "differs", "late", "unknown"]
 _log = logging.getLogger(__name__)
 
 
-class Journal(ProposalJournal, CompositeJournal):
+class Journal(ProposalJournal, CompositeJournal, HandsJournal, UpkeepJournal):
     """Durable state of the service, safe to use from any thread.
 
-    A job goes queued -> leased -> computed -> committed, or ends as failed; committed and failed
-    are terminal and never change.
+    A job goes queued -> leased -> computed -> committed, or ends as failed. Committed never changes; failed only
+    when a person has it tried again. A damaged file is moved aside, and what can be read of it goes into a new one.
 
     Attributes
     ----------
@@ -42,7 +45,7 @@ class Journal(ProposalJournal, CompositeJournal):
     Raises
     ------
     JournalError
-        When the file is damaged, of a newer version, or cannot be written.
+        When the file is of a newer version, cannot be written, or is damaged and there is no room to repair it.
     """
 
     def __init__(
@@ -54,7 +57,8 @@ class Journal(ProposalJournal, CompositeJournal):
         boot_id: str | None = None,
     ) -> None:
         self._boot = host.boot_id() if boot_id is None else boot_id
-        super().__init__(Database(path))
+        self._clock = clock
+        super().__init__(open_journal(path))
         self.leases = leases.Leases(self._file, clock=clock, boot=self._boot, backoff_s=backoff_s)
         self._after_boot()
 
@@ -75,7 +79,9 @@ class Journal(ProposalJournal, CompositeJournal):
                 "RETURNING run_uid"
             ).fetchall()
             c.executemany("UPDATE runs SET state = 'open' WHERE run_uid = ?", torn)
-            c.execute("UPDATE jobs SET state = 'queued', worker = '' WHERE state = 'leased'")
+            c.execute(
+                "UPDATE jobs SET state = 'queued', worker = '', since = 0 WHERE state = 'leased'"
+            )
         if torn:
             _log.warning(
                 "%d jobs were not synced before the reboot and wait for their documents", len(torn)
@@ -174,17 +180,8 @@ class Journal(ProposalJournal, CompositeJournal):
 
     def add_job(self, job: InferenceJob) -> bool:
         """Queue a final; False when its key is known, whatever became of it."""
-        now = time.time()
         with self._file.transaction() as c:
-            return bool(
-                c.execute(
-                    "INSERT OR IGNORE INTO jobs (key, run_uid, job, state, synced, fence, "
-                    "failures, crashes,"
-                    " worker, boot_id, lease_until, not_before, code, reason, created, updated)"
-                    " VALUES (?, ?, ?, 'queued', 0, 0, 0, '[]', '', ?, 0, 0, '', '', ?, ?)",
-                    (job.key, job.run_uid, job.model_dump_json(), self._boot, now, now),
-                ).rowcount
-            )
+            return journal_rows.add_job(c, job, self._boot, self._clock())
 
     def synced(self, key: str, input_digest: str) -> None:
         """Note that a job's arrays are on disk, with their digest; only then may its result be
@@ -206,18 +203,23 @@ class Journal(ProposalJournal, CompositeJournal):
         )
         return [InferenceJob.model_validate_json(row[0]) for row in rows]
 
-    def leased(self, key: str, fence: int) -> InferenceJob | None:
-        """The job of a dispatch, if that dispatch still holds it."""
+    def leased(self, key: str, fence: int, worker: str | None = None) -> InferenceJob | None:
+        """The job of a dispatch, if that dispatch still holds it, and was this worker's where one is named."""
         rows = self._file.rows(
-            "SELECT job FROM jobs WHERE key = ? AND fence = ? AND state = 'leased'", (key, fence)
+            "SELECT job FROM jobs WHERE key = ? AND fence = ? AND state = 'leased'"
+            " AND (? IS NULL OR worker = ?)",
+            (key, fence, worker, worker),
         )
         if not rows:
             return None
         return InferenceJob.model_validate_json(rows[0][0]).model_copy(update={"fence": fence})
 
     def request(self, key: str) -> InferenceJob | None:
-        """A job as it was asked for, or None when its key is not known."""
-        rows = self._file.rows("SELECT job FROM jobs WHERE key = ?", (key,))
+        """A job as it was asked for (less what was thinned out), or None when its key, or all but its end, is not
+        known."""
+        rows = self._file.rows(
+            "SELECT job FROM jobs WHERE key = ? AND json_extract(job, '$.lost') IS NULL", (key,)
+        )
         return InferenceJob.model_validate_json(rows[0][0]) if rows else None
 
     def fail(self, key: str, code: str, reason: str) -> bool:
@@ -225,13 +227,26 @@ class Journal(ProposalJournal, CompositeJournal):
         with self._file.transaction() as c:
             return leases.end_job(c, key, code, reason)
 
-    def awaits_result(self, key: str) -> bool:
-        """Whether a result of the job would be accepted."""
+    def awaits_result(self, key: str, fence: int) -> bool:
+        """Whether a result of that dispatch would be accepted."""
         return bool(
             self._file.rows(
-                "SELECT 1 FROM jobs WHERE key = ? AND state IN ('queued', 'leased')", (key,)
+                "SELECT 1 FROM jobs WHERE key = ? AND state IN ('queued', 'leased')"
+                " AND ? BETWEEN 1 AND fence",
+                (key, fence),
             )
         )
+
+    def adopted(self, result: InferenceResult) -> bool:
+        """Take a result that was there before its job was queued; False when the job is not waiting for one."""
+        with self._file.transaction() as c:
+            return bool(
+                c.execute(
+                    "UPDATE jobs SET state = 'computed', result = ?, code = '', reason = '', boot_id = ?, since = ?,"
+                    " updated = ? WHERE key = ? AND state = 'queued'",
+                    (result.model_dump_json(), self._boot, self._clock(), time.time(), result.key),
+                ).rowcount
+            )
 
     def computed(self, key: str, fence: int, result: InferenceResult) -> Taken:
         """Take a result: the first one stands.
@@ -254,11 +269,13 @@ class Journal(ProposalJournal, CompositeJournal):
             if row[0] in ("queued", "leased"):
                 c.execute(
                     "UPDATE jobs SET state = 'computed', worker = '', result = ?, code = '', "
-                    "reason = '',"
+                    "reason = '', boot_id = ?, since = ?,"
                     " updated = ? WHERE key = ?",
-                    (result.model_dump_json(), time.time(), key),
+                    (result.model_dump_json(), self._boot, self._clock(), time.time(), key),
                 )
                 return "accepted"
+            if row[2] is None:
+                return "late"  # only its end is known
             first = InferenceResult.model_validate_json(row[2])
             if first.fence == fence:
                 return "again"  # the worker had not heard our acknowledgement
@@ -312,12 +329,15 @@ class Journal(ProposalJournal, CompositeJournal):
         now = time.time()
         with self._file.transaction() as c:
             row = c.execute(
-                "SELECT result, updated FROM jobs WHERE key = ? AND state = 'computed'", (key,)
+                "SELECT result, boot_id, since FROM jobs WHERE key = ? AND state = 'computed'",
+                (key,),
             ).fetchone()
             if row is None:
                 return False
             result = InferenceResult.model_validate_json(row[0])
-            timings = {**result.timings, "registered": max(0.0, now - row[1])}
+            # By the clock since boot: the date may jump.
+            took = self._clock() - row[2] if row[1] == self._boot and row[2] else 0.0
+            timings = {**result.timings, "registered": max(0.0, took)}
             c.execute(
                 "UPDATE jobs SET state = 'committed', result_uid = ?, result = ?, updated = ? WHERE key = ?",
                 (

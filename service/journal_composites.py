@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
+from inscan.service import journal_rows
 from inscan.service.journal_file import Database
 from inscan.service.messages import InferenceJob
 
@@ -16,10 +18,13 @@ class CompositeJournal:
     file : Database
     boot : str
         Name of this boot.
+    clock : callable
+        Seconds since boot.
     """
 
     _file: Database
     _boot: str
+    _clock: Callable[[], float]
 
     def changes(self) -> int:
         """A number that rises with every change made through this object."""
@@ -97,10 +102,5 @@ class CompositeJournal:
             ).rowcount:
                 return False
             if job is not None:
-                c.execute(
-                    "INSERT OR IGNORE INTO jobs (key, run_uid, job, state, synced, fence, failures, crashes,"
-                    " worker, boot_id, lease_until, not_before, code, reason, created, updated)"
-                    " VALUES (?, ?, ?, 'queued', 0, 0, 0, '[]', '', ?, 0, 0, '', '', ?, ?)",
-                    (job.key, run_uid, job.model_dump_json(), self._boot, now, now),
-                )
+                journal_rows.add_job(c, job, self._boot, self._clock())
         return True

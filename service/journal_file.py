@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-VERSION = 2
+VERSION = 3
 
 TABLES = """
 CREATE TABLE boot (id TEXT NOT NULL);
@@ -42,10 +42,48 @@ CREATE TABLE proposal_notes (
   PRIMARY KEY (id, kind, name));
 """
 """What version 2 adds: rescans that belong to one survey, and notes of what became of each region."""
+TABLES_3 = """
+ALTER TABLE jobs ADD COLUMN since REAL NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN recorded INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN thin INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX jobs_to_thin ON jobs (seq) WHERE thin = 0 AND state IN ('committed', 'failed');
+CREATE TABLE job_history (
+  key TEXT NOT NULL, what TEXT NOT NULL, who TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL);
+CREATE INDEX job_history_by_key ON job_history (key);
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+"""What version 3 adds: when a job came into its state (the clock since boot), whether its failure is in Tiled and its
+row was thinned; what people did with jobs; facts of the file itself."""
+JOB_STATES = ("queued", "leased", "computed", "committed", "failed")
+_CHECKS = (
+    "SELECT key FROM jobs WHERE NOT json_valid(job)"
+    " OR state NOT IN ('queued', 'leased', 'computed', 'committed', 'failed')"
+    " OR NOT json_valid(crashes) OR (result IS NOT NULL AND NOT json_valid(result))",
+    "SELECT run_uid FROM runs WHERE NOT json_valid(start)",
+    "SELECT id FROM proposals WHERE NOT json_valid(body)",
+    "SELECT id FROM proposal_notes WHERE NOT json_valid(body)",
+)
+_TABLE_NAMES = (
+    "boot",
+    "runs",
+    "jobs",
+    "repeats",
+    "proposals",
+    "proposal_history",
+    "proposal_notes",
+    "job_history",
+    "facts",
+)
+_SIZE_OF_LOG = 64 << 20
+_NOT_A_JOURNAL = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class JournalError(OSError):
     """The journal cannot be opened, is damaged, or cannot be written."""
+
+
+class JournalDamaged(JournalError):
+    """What is in the file cannot be believed; `inscan.service.journal_repair` makes another of what can be read."""
 
 
 class Database:
@@ -81,6 +119,11 @@ class Database:
             except sqlite3.Error as error:
                 raise JournalError(f"journal {self._path}: {error}") from error
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
     def changes(self) -> int:
         """Rows that were changed so far."""
         with self._lock:
@@ -103,24 +146,56 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise JournalError(f"journal {path} cannot be opened: {error}") from error
     try:
+        fresh = connection.execute("PRAGMA page_count").fetchone()[0] == 0
+        if fresh:
+            # Before the first table, or it takes no effect: rows that are thinned out give their place back.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         # WAL with FULL: a commit that was answered survives a power cut; NORMAL would lose the last
         # ones.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA journal_size_limit={_SIZE_OF_LOG}")
         damage = connection.execute("PRAGMA integrity_check(3)").fetchall()
         if damage != [("ok",)]:
-            raise JournalError(
-                f"journal {path} is damaged ({damage[0][0]}): move it aside and start again; "
-                "runs whose document logs are still there will be taken up anew"
-            )
+            raise JournalDamaged(f"journal {path} is damaged ({damage[0][0]})")
         _bring_to_version(connection, path)
+        if not fresh:
+            _check_rows(connection, path)
     except sqlite3.Error as error:
         connection.close()
-        raise JournalError(f"journal {path} cannot be used: {error}") from error
+        raise _named(error, path) from error
     except JournalError:
         connection.close()
         raise
     return connection
+
+
+def _named(error: sqlite3.Error, path: Path) -> JournalError:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None and code & 0xFF in _NOT_A_JOURNAL:
+        return JournalDamaged(f"journal {path} is damaged: {error}")
+    return JournalError(f"journal {path} cannot be used: {error}")
+
+
+def _check_rows(connection: sqlite3.Connection, path: Path) -> None:
+    """Look at what SQLite does not: a bit that fell over inside a value leaves the file in order.
+
+    One row that cannot be read would be met again and again by whoever lists them.
+    """
+    try:
+        for name in _TABLE_NAMES:
+            for _ in connection.execute(f"SELECT * FROM {name}"):  # noqa: S608 - our own names
+                pass
+        wrong = [row[0] for check in _CHECKS for row in connection.execute(check)]
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", None) not in (None, sqlite3.SQLITE_ERROR):
+            raise
+        # A text that is none, or a table that is missing: no error of the file's to SQLite.
+        raise JournalDamaged(f"journal {path} is damaged: {error}") from error
+    if wrong:
+        raise JournalDamaged(
+            f"journal {path} is damaged: what it says of {wrong[0]!r} cannot be read"
+        )
 
 
 def _bring_to_version(connection: sqlite3.Connection, path: Path) -> None:
@@ -133,18 +208,23 @@ def _bring_to_version(connection: sqlite3.Connection, path: Path) -> None:
         )
     if version == VERSION:
         return
-    parts = [TABLES_2]
     if version == 0:
         tables = connection.execute(
             "SELECT name FROM sqlite_master WHERE type = 'table'"
         ).fetchall()
+        if ("runs",) in tables and ("jobs",) in tables:
+            raise JournalDamaged(f"journal {path} is damaged: it has its tables and no version")
         if tables:
             raise JournalError(f"{path} is an SQLite file of something else: tables {tables}")
-        parts = [TABLES, TABLES_2]
+    parts = (TABLES, TABLES_2, TABLES_3)[version:]
     script = f"BEGIN; {' '.join(parts)} PRAGMA user_version = {VERSION}; COMMIT;"
     try:
         connection.executescript(script)
-    except sqlite3.Error:
+    except sqlite3.OperationalError as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+            raise JournalDamaged(
+                f"journal {path} is damaged: it is not of the version {version} that it says ({error})"
+            ) from error
         raise

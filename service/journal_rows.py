@@ -5,6 +5,8 @@ import sqlite3
 import time
 from typing import Any
 
+from inscan.service.messages import InferenceJob
+
 RUNS = "SELECT run_uid, scan_id, profile, start, state, reason, created, updated FROM runs"
 JOBS = (
     "SELECT jobs.key, jobs.run_uid, runs.scan_id, jobs.job, jobs.state, jobs.fence, jobs.failures, "
@@ -82,6 +84,21 @@ def job(row: tuple[Any, ...]) -> dict[str, Any]:
         "created": created,
         "updated": updated,
     }
+
+
+def add_job(c: sqlite3.Connection, job: InferenceJob, boot: str, clock: float) -> bool:
+    """Queue a job; False when its key is known, whatever became of it."""
+    now = time.time()
+    return bool(
+        c.execute(
+            "INSERT OR IGNORE INTO jobs (key, run_uid, job, state, synced, fence, failures, crashes,"
+            " worker, boot_id, lease_until, not_before, code, reason, created, updated, since)"
+            " VALUES (?, ?, ?, 'queued', 0,"
+            " coalesce((SELECT CAST(value AS INTEGER) FROM facts WHERE name = 'fence_base'), 0),"
+            " 0, '[]', '', ?, 0, 0, '', '', ?, ?, ?)",
+            (job.key, job.run_uid, job.model_dump_json(), boot, now, now, clock),
+        ).rowcount
+    )
 
 
 def outcome(

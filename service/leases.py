@@ -67,7 +67,7 @@ class Leases:
         now = self._clock()
         with self._file.transaction() as c:
             row = c.execute(
-                "SELECT key, job, fence, updated FROM jobs WHERE state = 'queued'"
+                "SELECT key, job, fence, boot_id, since FROM jobs WHERE state = 'queued'"
                 " AND (not_before <= ? OR boot_id != ?)"
                 " ORDER BY coalesce(json_extract(job, '$.refines'), '') != '',"
                 " coalesce(json_extract(job, '$.recipe'), '') != 'composite', seq LIMIT 1",
@@ -75,14 +75,15 @@ class Leases:
             ).fetchone()
             if row is None:
                 return None
-            key, job, fence, updated = row
+            key, job, fence, boot, since = row
             c.execute(
                 "UPDATE jobs SET state = 'leased', fence = ?, worker = ?, boot_id = ?, lease_until "
                 "= ?,"
                 " updated = ? WHERE key = ?",
                 (fence + 1, worker, self._boot, now + lease_s, time.time(), key),
             )
-        waited = max(0.0, time.time() - updated)
+        # By the clock since boot, for the date may jump; across a reboot nobody knows.
+        waited = max(0.0, now - since) if boot == self._boot and since else 0.0
         return InferenceJob.model_validate_json(job).model_copy(update={"fence": fence + 1}), waited
 
     def renew(self, key: str, fence: int, lease_s: float) -> bool:
@@ -112,9 +113,9 @@ class Leases:
         with self._file.transaction() as c:
             return bool(
                 c.execute(
-                    "UPDATE jobs SET state = 'queued', worker = '', not_before = 0, updated = ?"
+                    "UPDATE jobs SET state = 'queued', worker = '', not_before = 0, since = ?, updated = ?"
                     " WHERE key = ? AND fence = ? AND state = 'leased'",
-                    (time.time(), key, fence),
+                    (self._clock(), time.time(), key, fence),
                 ).rowcount
             )
 
@@ -123,9 +124,9 @@ class Leases:
         the job."""
         with self._file.transaction() as c:
             return c.execute(
-                "UPDATE jobs SET state = 'queued', worker = '', not_before = 0"
+                "UPDATE jobs SET state = 'queued', worker = '', not_before = 0, since = ?"
                 " WHERE state = 'leased' AND substr(worker, 1, ?) = ?",
-                (len(prefix), prefix),
+                (self._clock(), len(prefix), prefix),
             ).rowcount
 
     def expire(self) -> list[tuple[str, int]]:
@@ -224,9 +225,10 @@ class Leases:
     def _requeue(self, c: sqlite3.Connection, key: str, count: int, code: str, reason: str) -> None:
         # Jitter keeps jobs that failed together from coming back together.
         pause = min(MAX_BACKOFF_S, self._backoff_s * 2.0 ** (count - 1)) * random.uniform(0.5, 1.5)
+        now = self._clock()
         c.execute(
             "UPDATE jobs SET state = 'queued', worker = '', not_before = ?, boot_id = ?, code = ?, "
-            "reason = ?,"
+            "reason = ?, since = ?,"
             " updated = ? WHERE key = ?",
-            (self._clock() + pause, self._boot, code, reason, time.time(), key),
+            (now + pause, self._boot, code, reason, now, time.time(), key),
         )

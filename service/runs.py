@@ -14,10 +14,12 @@ from inscan.callbacks.assembly import RunAssembler, open_assembler
 from inscan.callbacks.link import host_id
 from inscan.callbacks.profile import BeamlineProfile, matches
 from inscan.callbacks.updates import NotUnderstood, Update
+from inscan.service.acceptance import adopt
 from inscan.service.digest import digest_arrays
 from inscan.service.events import Look, Submit
 from inscan.service.intake import Uses
 from inscan.service.journal import Journal
+from inscan.service.journal_takeup import adopt_results, take_up, write_end, write_request
 from inscan.service.mailbox import Mailbox, MailboxFullError
 from inscan.service.messages import ArraySpec, InferenceJob, job_key
 from inscan.service.processed import BornWeights
@@ -135,6 +137,9 @@ class Runs:
     def on_closed(self, run_uid: str) -> None:
         """All updates of a run have been taken."""
         said = "" if self._repairs is None else self._repairs.told(run_uid)
+        folder = self._spool.folder(run_uid)
+        if folder is not None:
+            write_end(folder, said)
         self._journal.finish_run(run_uid, "complete", said)
         self._spool.forget(run_uid)
 
@@ -153,7 +158,11 @@ class Runs:
         self._spool.forget(run_uid)
 
     def resume(self) -> None:
-        """Take up what an earlier life of the service had journalled and not yet synced."""
+        """Take up what an earlier life of the service had journalled and not yet synced, and what lies in the spool and
+        the journal has lost."""
+        take_up(self._journal, self._spool, self._settings.results_dir)
+        if self._journal.health().get("warning"):
+            adopt_results(self._journal, self._settings.results_dir)
         for job in self._journal.unsynced():
             try:
                 self._sync(job)
@@ -204,12 +213,15 @@ class Runs:
                 job = self._job(
                     update, "final", key, parameters, arrays | more, run.folder, path
                 ).model_copy(update={"refines": added[0].key if added else ""})
-                if self._journal.add_job(job):
+                if self._journal.add_job(job) and not adopt(
+                    self._journal, self._settings.results_dir, job
+                ):
                     self._poke(self._broker, Submit(job))
             added.append(job)
         # The worker is at it by now; the sync and the digest cost the result no time.
         for job in added:
-            self._sync(job)
+            if not self._journal.is_synced(job.key):
+                self._sync(job)
 
     def _offered(self, meta: Mapping[str, Any], run: SpoolRun) -> dict[str, ArraySpec]:
         """Weights of the last run of the same sample and detector, as arrays of the job: what it starts from is settled
@@ -244,7 +256,11 @@ class Runs:
         started = time.monotonic()
         folder = Path(job.spool)
         sync_arrays(folder, job.arrays)
-        self._journal.synced(job.key, digest_arrays(load(folder, job.arrays)))
+        digest = digest_arrays(load(folder, job.arrays))
+        # Beside the arrays before it is in the journal: then the documents may go.
+        run = self._journal.run(job.run_uid) or {}
+        write_request(folder, job.model_copy(update={"input_digest": digest}), run)
+        self._journal.synced(job.key, digest)
         self._poke(self._writer, Look())
         _log.debug("job %s: input synced in %.3f s", job.key[:12], time.monotonic() - started)
 

@@ -411,27 +411,6 @@ def test_a_proposal_is_taken_by_one(journal):
         journal.add_proposal({"id": "p2", "state": "suggested"})
 
 
-@pytest.mark.parametrize("content", [b"this is not a database", b"SQLite format 3\0" + bytes(5000)])
-def test_a_damaged_journal_is_refused_by_name(tmp_path, content):
-    path = tmp_path / "journal.db"
-    path.write_bytes(content)
-    with pytest.raises(JournalError, match="journal.db"):
-        Journal(path)
-
-
-def test_damage_inside_is_found_at_the_start(tmp_path):
-    path = tmp_path / "journal.db"
-    journal = Journal(path)
-    for n in range(300):
-        journal.add_job(job_of(f"run-{n}"))
-    journal.close()
-    content = bytearray(path.read_bytes())
-    content[40_000:60_000] = bytes(20_000)
-    path.write_bytes(content)
-    with pytest.raises(JournalError, match=r"damaged|malformed"):
-        Journal(path)
-
-
 def test_a_journal_of_a_newer_version_or_of_others_is_refused(tmp_path):
     path = tmp_path / "journal.db"
     Journal(path).close()
