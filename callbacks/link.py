@@ -28,6 +28,7 @@ from inscan.callbacks.wire import (
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5620"
 SERVICE_FILE = "service.json"
 _MAX_SERVICE_FILE = 64 * 2**10
+ANYWHERE = ("0.0.0.0", "::", "*")  # noqa: S104 - told from others here; who listens there says so himself
 _HANDSHAKE_S = 5.0
 _REDIAL_S = 2.0
 
@@ -126,6 +127,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def at_host(address: str, host: str) -> str:
+    """The same port of another host."""
+    port = address.rpartition(":")[2]
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def host_id() -> str:

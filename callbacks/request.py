@@ -46,11 +46,11 @@ def request(
     Raises
     ------
     NoServiceError
-        If none answers in time.
+        If none answers in time, or it lets nobody in with this pass.
     RequestRefusedError
         If the service refuses.
     PassError
-        If the operation needs an approver's key, and the pass that was found cannot be used.
+        If the service asks for a pass, or the operation for an approver's key, and there is none that can be used.
     """
     explicit = str(where) if where is not None and "://" in str(where) else None
     state_dir = default_state_dir() if where is None or explicit else Path(where)
@@ -58,9 +58,10 @@ def request(
     fields = with_key(op, fields, state_dir, location.address, given=explicit is not None)
     name = uuid.uuid4().hex
     deadline = time.monotonic() + timeout
+    trouble = None
     link = Link()
     try:
-        link.connect(location.address)
+        link.connect(location.address, location.key)
         ask_at = 0.0
         while (now := time.monotonic()) < deadline:
             # Asked again when no answer comes; the service does it once, however often it is asked.
@@ -73,8 +74,13 @@ def request(
                     raise RequestRefusedError(str(message.header.get("message")))
                 if message.kind == "REPLY" and message.header.get("id") == name and message.chunks:
                     return _reply(op, unpack(message.chunks[0]))
+            trouble = link.trouble
+            if trouble is not None and trouble.sure:
+                break
     finally:
         link.close()
+    if trouble is not None:
+        raise NoServiceError(f"{trouble.text}; that address is from {location.source}")
     raise NoServiceError(_absence(location, state_dir, timeout))
 
 

@@ -2,6 +2,9 @@
 
 It never holds up the RunEngine: it reads the log files, keeps a bounded number of documents under
 way, and starts over from what the service says it has when either side was gone.
+
+It shares the interpreter with the RunEngine, which waits whenever this thread is at work. So while a scan is on it
+works in short pieces and rests for most of the time, whatever there is to be sent.
 """
 
 import logging
@@ -19,6 +22,7 @@ from inscan.callbacks.document_log import DocumentLog
 from inscan.callbacks.link import Link, Location, host_id
 from inscan.callbacks.log_file import SUFFIX, LogFile
 from inscan.callbacks.outbox import Outbox
+from inscan.callbacks.pass_file import PassError
 from inscan.callbacks.wire import PROTOCOL, Message, WireError, pack, unpack
 
 logger = logging.getLogger(__name__)
@@ -33,6 +37,12 @@ _SENDING = 8  # logs sent at the same time
 _OPEN = 64  # logs kept open
 _LOOKED_AT = 1000  # names of logs remembered from one look into the folder
 _MAX_REQUESTS = 256
+_PIECE = (
+    4  # documents, messages and logs in one turn while a scan is on: a fraction of a millisecond
+)
+_SHARE = 0.05  # of the time that this thread works while a scan is on
+_LONGEST_REST = 0.1
+_SCAN_ON = 1.0  # seconds after its latest document that a scan is thought to go on
 
 
 class ServiceGone(ConnectionError):
@@ -91,6 +101,7 @@ class Shipper(threading.Thread):
         self._boot: str | None = None
         self._begun = self._heard = self._socket_since = time.monotonic()
         self._told_absent = False
+        self._told_trouble = ""
         self._pinged = self._scanned = self._dialled = self._mended = -1e9
         self._left: deque[str] = deque()  # names of logs that nobody has sent
         self._unreadable: set[str] = set()
@@ -101,6 +112,7 @@ class Shipper(threading.Thread):
         self._requests: dict[str, _Request] = {}
         self._unsent_requests: deque[str] = deque()
         self._deadline: float | None = None
+        self._ending = threading.Event()
         self._finished = False
 
     # Called from other threads.
@@ -148,6 +160,7 @@ class Shipper(threading.Thread):
             Whether the service has taken over every log.
         """
         self._deadline = time.monotonic() + timeout
+        self._ending.set()
         self.wake()
         self.join(timeout + 2 * PING_INTERVAL)
         return not self.is_alive() and self.left_behind == 0
@@ -171,19 +184,27 @@ class Shipper(threading.Thread):
     def _turn(self) -> None:
         try:
             self._link.wait(self._pause())
-            for message in self._link.messages():
+            began = time.thread_time()
+            scanning = self._scanning()
+            for message in self._link.messages(*(_PIECE,) if scanning else ()):
                 self._heard = time.monotonic()
                 self._receive(message)
             now = time.monotonic()
-            self._collect(now)
+            self._collect(now, 1 if scanning else _SENDING)
             self._keep_contact(now)
             self._expire(now)
             if self.connected:
                 self._speak()
-                self.outbox.pump(self._link.send, now)
+                self.outbox.pump(self._link.send, now, *(_PIECE,) if scanning else ())
+            if scanning:
+                worked = time.thread_time() - began
+                self._ending.wait(min(worked * (1 / _SHARE - 1), _LONGEST_REST))
         except Exception:  # noqa: BLE001 - the thread must outlive any defect: logs wait on disk
             logger.exception("inscan: defect while sending documents; they stay in their logs")
             self._link.wait(PING_INTERVAL)
+
+    def _scanning(self) -> bool:
+        return self._deadline is None and time.monotonic() - self._log.heard < _SCAN_ON
 
     def _pause(self) -> float:
         if self._deadline is not None:
@@ -205,8 +226,8 @@ class Shipper(threading.Thread):
                 return False
         return not self._log.waiting and self.outbox.idle()
 
-    def _collect(self, now: float) -> None:
-        """Take over new logs, our own and those that dead processes left."""
+    def _collect(self, now: float, most: int) -> None:
+        """Take over new logs, all of our own and so many of those that dead processes left."""
         if self._log.waiting and (self._log.slow or now - self._mended > PING_INTERVAL):
             self._mended = now
             self._log.mend()
@@ -219,7 +240,9 @@ class Shipper(threading.Thread):
         if now - self._scanned > SCAN_INTERVAL:
             self._scanned = now
             self._left = self._look_for_logs()
-        while self._left and self.connected:
+        for _ in range(most):
+            if not self._left or not self.connected:
+                return
             if self.outbox.unsent() >= _SENDING or len(self.outbox) >= _OPEN:
                 return
             self._adopt(self._left.popleft())
@@ -275,16 +298,31 @@ class Shipper(threading.Thread):
 
     def _dial(self, now: float) -> None:
         self._dialled = now
-        location = self._find()
+        trouble = self._link.trouble
+        try:
+            location = self._find()
+        except PassError as error:
+            self._say_trouble(str(error))
+            return
+        if trouble is not None and trouble.sure:
+            self._say_trouble(trouble.text)
         if location != self._location or now - self._heard > 2 * SILENCE:
             # A fresh socket, too, where the old one might hang in a half-open connection.
             self._location = location
             self._heard = self._socket_since = now
             try:
-                self._link.connect(location.address)
+                self._link.connect(location.address, location.key)
             except ValueError as error:
-                logger.warning("inscan: %s (from %s)", error, location.source)
+                self._say_trouble(f"{error} (from {location.source})")
         self._pinged = -1e9
+
+    def _say_trouble(self, text: str) -> None:
+        """Say once why the service cannot be spoken to."""
+        if text != self._told_trouble:
+            self._told_trouble, self._told_absent = text, True
+            logger.warning(
+                "inscan: %s. Documents are logged in %s until then", text, self._log.directory
+            )
 
     def _hello(self) -> bool:
         header = {"client": self._client, "host_id": host_id(), "pid": os.getpid()}
@@ -378,6 +416,7 @@ class Shipper(threading.Thread):
         logger.info("inscan: connected to the service")
         self.connected = True
         self._told_absent = True
+        self._told_trouble = ""
         self._boot = boot
         self.outbox.reset()
         with self._guard:

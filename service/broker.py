@@ -16,13 +16,15 @@ from pydantic import ValidationError
 from inscan.callbacks import wire
 from inscan.callbacks.wire import DamagedError, VersionError, WireError
 from inscan.service.dispatch import KINDS, Dispatcher
+from inscan.service.gate import Gate
 from inscan.service.journal import Journal, JournalError
 from inscan.service.mailbox import Mailbox
 from inscan.service.messages import Notice, Strict
 from inscan.service.settings import Settings
-from inscan.service.sockets import bind_router
+from inscan.service.sockets import Router
 
 _MAX_MESSAGE = 8 << 20
+_BATCH = 256  # messages between looks at mail and clocks
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +40,8 @@ class Broker:
         Of this service; workers of another protocol are refused by name.
     writer, ingest : Mailbox
         See `inscan.service.dispatch.Dispatcher`.
+    gate : Gate or None
+        Which workers may dial in; None for all of this machine.
 
     Attributes
     ----------
@@ -53,6 +57,7 @@ class Broker:
         version: str,
         writer: Mailbox,
         ingest: Mailbox,
+        gate: Gate | None = None,
     ) -> None:
         self.mailbox = Mailbox()
         self._address = settings.broker
@@ -60,12 +65,13 @@ class Broker:
         self._rules = Dispatcher(
             settings, journal, version=version, writer=writer, ingest=ingest, send=self._send
         )
+        self.router = Router(
+            "broker", max_message=_MAX_MESSAGE, gate=gate, counts=self._rules.counts
+        )
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._draining = threading.Event()
         self._drained = threading.Event()
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._socket: zmq.Socket[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="broker")
 
     def bind(self) -> str:
@@ -76,16 +82,7 @@ class Broker:
         OSError
             When the address is in use or cannot be had.
         """
-        self._context = zmq.Context()
-        try:
-            self._socket, address = bind_router(
-                self._context, self._address, "broker", max_message=_MAX_MESSAGE
-            )
-        except OSError:
-            self._context.term()
-            self._context = None
-            raise
-        return address
+        return self.router.bind(self._address)
 
     def start(self, spool_address: str) -> None:
         """Start the thread; workers of other machines are sent to `spool_address` for their
@@ -103,16 +100,13 @@ class Broker:
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
-        if self._socket is not None and self._context is not None:
-            self._socket.close(linger=0)
-            self._context.term()
-            self._socket = None
+        self.router.close()
         self.mailbox.close()
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self.router.alive
 
     def status(self) -> dict[str, Any]:
         """Workers, waiting snapshots and counters, for `inscan status`."""
@@ -125,9 +119,8 @@ class Broker:
             return self._rules.place_for(key, fence)
 
     def _run(self) -> None:
-        assert self._socket is not None
         poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self.router.socket, zmq.POLLIN)
         poller.register(self.mailbox.fileno(), zmq.POLLIN)
         next_tick = 0.0
         while not self._stopping.is_set():
@@ -150,10 +143,7 @@ class Broker:
     def _turn(self, due: bool) -> None:
         for item in self.mailbox.drain():
             self._rules.mail(item)
-        for _ in range(256):
-            frames = self._receive()
-            if frames is None:
-                break
+        for frames in self.router.received(_BATCH):
             self._message(frames)
         if due:
             self._rules.watch_clocks()
@@ -164,13 +154,6 @@ class Broker:
             if not self._rules.busy:
                 self._drained.set()
 
-    def _receive(self) -> list[bytes] | None:
-        assert self._socket is not None
-        try:
-            return self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
-
     def _message(self, frames: list[bytes]) -> None:
         identity, *rest = frames
         counts = self._rules.counts
@@ -180,7 +163,7 @@ class Broker:
             counts["refused"] += 1
             text = Notice(code="protocol", message=str(error)).model_dump(mode="json")
             answer = wire.in_version_of(rest, wire.encode_message("ERR", text))
-            self._send_frames([identity, *answer])
+            self.router.send([identity, *answer])
             return
         except DamagedError:
             counts["damaged"] += 1
@@ -198,15 +181,4 @@ class Broker:
 
     def _send(self, identity: bytes, kind: str, header: Strict, *chunks: bytes) -> bool:
         frames = wire.encode_message(kind, header.model_dump(mode="json"), *chunks)
-        return self._send_frames([identity, *frames])
-
-    def _send_frames(self, frames: list[Any]) -> bool:
-        assert self._socket is not None
-        try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
-            self._rules.counts["unsent"] += 1
-            return False
-        return True
+        return self.router.send([identity, *frames])

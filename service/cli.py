@@ -13,6 +13,7 @@ from inscan.service import (
     cli_evaluate,
     cli_export,
     cli_forward,
+    cli_keys,
     cli_models,
     cli_process,
     cli_profile,
@@ -45,6 +46,7 @@ cli_evaluate.add_to(app)
 cli_export.add_to(app)
 cli_replay.add_to(app)
 cli_forward.add_to(app)
+cli_keys.add_to(app)
 cli_process.add_to(app)
 app.add_typer(cli_config.app, name="config")
 

@@ -33,6 +33,11 @@ def status(state: State = None, as_json: Json = False) -> None:
             rows = [row | {"MB": int(row.get("rss") or 0) // 1_000_000} for row in value]
             names = ("worker", "device", "MB", "seen_s", "state", "run_uid", "kind", "progress")
             print_rows("worker", rows, {name.removesuffix("_uid"): name for name in names})
+        elif key == "sockets":
+            whys = [", ".join(f"{n} {why}" for why, n in row["why"].items()) for row in value]
+            rows = [row | {"why": why} for row, why in zip(value, whys, strict=True)]
+            names = ("socket", "address", "keys", "refused", "cut", "why")
+            print_rows("socket", rows, {name: name for name in names})
         elif key == "sources":
             rows = [row | {"ready": "yes" if row["ready"] else "no"} for row in value]
             names = ("label", "ready", "documents", "garbage", "age_s", "state", "note")

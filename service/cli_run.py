@@ -116,8 +116,18 @@ def worker(
         int | None, typer.Option(help="threads on a CPU; default: all cores")
     ] = None,
     grace: Annotated[float, typer.Option(help="seconds to finish a job after SIGTERM")] = 20.0,
+    pass_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--pass", help="pass file, for a service that asks for one; default: INSCAN_PASS"
+        ),
+    ] = None,
 ) -> None:
-    """Run one worker: dial in to a broker, compute, until SIGTERM or Ctrl-C."""
+    """Run one worker: dial in to a broker, compute, until SIGTERM or Ctrl-C.
+
+    Exit status 3: the broker is of another version; 4: it did not let this worker in for a minute, or its key was
+    revoked.
+    """
     from inscan.service.children import MALLOC_TUNING
 
     tuned = "GLIBC_TUNABLES"
@@ -126,16 +136,16 @@ def worker(
         os.environ[tuned] = MALLOC_TUNING
         os.execv(sys.executable, [sys.executable, "-m", "inscan.service.cli", *sys.argv[1:]])
     from inscan.service.recipes import process
-    from inscan.service.settings import check_address
     from inscan.service.worker import run_worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     sys.exit(
         run_worker(
-            check_address(address),
+            address,
             process=process,
             compute_on=device,
             threads=threads,
             grace_s=grace,
+            pass_path=pass_file,
         )
     )

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,8 @@ class Crew:
         Time to finish a job when told to stop.
     command : sequence of str or None
         The program and its first arguments; None for `python -m inscan.service.worker`.
+    environment : mapping or None
+        Added to theirs: where their pass is.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Crew:
         threads: int | None,
         grace_s: float,
         command: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         share = threads or max(1, len(os.sched_getaffinity(0)) // max(1, count))
         self._broker = broker
@@ -72,6 +75,7 @@ class Crew:
             *("--threads", str(share)),
         ]
         env = {"GLIBC_TUNABLES": MALLOC_TUNING, "OMP_NUM_THREADS": str(share)}
+        env |= environment or {}
         self._members = [
             _Member(Child(f"worker-{number}", arguments, logs, env)) for number in range(count)
         ]

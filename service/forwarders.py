@@ -3,12 +3,13 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from inscan.service.children import Child
-from inscan.service.source_settings import SourceSettings, command, environment
+from inscan.service.source_settings import SourceSettings, command
+from inscan.service.source_settings import environment as environment_of
 from inscan.service.source_table import SourceTable
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
@@ -38,6 +39,8 @@ class Forwarders:
         Folder of their logs.
     table : SourceTable
         Told how each child is.
+    environment : mapping or None
+        Added to theirs: where their pass is.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Forwarders:
         state_dir: Path,
         logs: Path,
         table: SourceTable,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._table = table
         self._members = [
@@ -54,7 +58,7 @@ class Forwarders:
                     f"source-{number}-{source.kind}",
                     command(source, state_dir, os.getpid()),
                     logs,
-                    environment(source),
+                    {**environment_of(source), **(environment or {})},
                 ),
                 source.label,
             )

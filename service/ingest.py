@@ -27,6 +27,7 @@ from inscan.callbacks.wire import (
 from inscan.service.answers import Answers, HandleRequest
 from inscan.service.clients import Client, Clients, Recent, run_named
 from inscan.service.complaints import Complaints
+from inscan.service.gate import Gate
 from inscan.service.ingest_line import Line
 from inscan.service.intake import RunIntake, Uses
 from inscan.service.mailbox import Mailbox, Outcome
@@ -74,6 +75,8 @@ class Ingest:
         Seconds before a run that met a failing machine is asked for again.
     unfinished : iterable of str
         Runs that an earlier life of the service had begun and not closed.
+    gate : Gate or None
+        Which clients may come in; None for all of this machine.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Ingest:
         incomplete_after: float = 600.0,
         retry_after: float = 30.0,
         unfinished: Iterable[str] = (),
+        gate: Gate | None = None,
     ) -> None:
         self.boot = uuid.uuid4().hex
         self.counts: Counter[str] = Counter()
@@ -106,7 +110,8 @@ class Ingest:
         self._orphans = dict.fromkeys(unfinished, time.monotonic())
         self._clients = Clients()
         self._listened = time.monotonic()
-        self._line = Line(self.counts)
+        self._line = Line(self.counts, gate)
+        self.router = self._line.router
         self._complaints = Complaints(logger)
         self._answers = Answers(handle_request, self._complaints)
         self._telling = Telling(self._line, self._clients, outcome_of, self.boot)

@@ -99,7 +99,8 @@ def follow(
     link = Link()
     outcome: dict[str, Any] = {}
     try:
-        link.connect(locate(state_dir, explicit=None, profile=None).address)
+        found = locate(state_dir, explicit=None, profile=None)
+        link.connect(found.address, found.key)
         over: set[str] = set()
         while not stop.is_set():
             uid = _known(state_dir, run) if run else _next(state_dir, over, link, tell, stop)

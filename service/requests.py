@@ -31,6 +31,8 @@ class Requests:
         What it says of proposals that go through a queue server.
     approval : Approval
         Asked about every request that decides something.
+    sockets : callable
+        What the listening sockets say of themselves.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Requests:
         sources: SourceTable,
         queue: QueueRescans,
         approval: Approval,
+        sockets: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self._journal = journal
         self._broker = broker
@@ -57,6 +60,7 @@ class Requests:
         self._sources = sources
         self._queue = queue
         self._approval = approval
+        self._sockets = sockets
         self._since = time.monotonic()
 
     def __call__(self, op: str, fields: dict[str, Any], peer: bytes) -> Mapping[str, Any]:
@@ -107,6 +111,7 @@ class Requests:
             "writer": dict(self._writer()),
             "spool": {"runs": len(self._spool.runs()), "bytes": self._spool.used()},
             "messages": {**broker["counts"], **self._ingest(), **self._approval.counts},
+            "sockets": self._sockets(),
             "workers": broker["workers"],
             "sources": self._sources.rows(),
             **({"queueserver": self._queue.status()} if self._queue.wanted else {}),

@@ -1,15 +1,22 @@
 """Settings of the service: one YAML file, every key checked, everything on this machine unless said
 otherwise."""
 
-import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
-from inscan.callbacks.link import default_state_dir
+from inscan.callbacks.link import ANYWHERE, default_state_dir, is_loopback
 from inscan.callbacks.profile import explain_errors
 from inscan.service.messages import Recipe
 from inscan.service.source_settings import SourceSettings
@@ -27,6 +34,7 @@ __all__ = [
 ]
 
 GIB = 1 << 30
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9])?|[0-9a-fA-F]*:[0-9a-fA-F:]*:[0-9a-fA-F]*")
 
 
 class SettingsError(ValueError):
@@ -118,7 +126,7 @@ class QueueServerSettings(_Strict):
     def beyond_loopback(self) -> tuple[str, ...]:
         """Those of its addresses that are not on this machine's loopback."""
         addresses = [self.control] if self.info is None else [self.control, self.info]
-        return tuple(address for address in addresses if not _is_loopback(_host_of(address)))
+        return tuple(address for address in addresses if not is_loopback(_host_of(address)))
 
 
 class Settings(_Strict):
@@ -129,11 +137,17 @@ class Settings(_Strict):
     profiles: tuple[str, ...] = ("sim_xrf", "sim_txm")
     """Beamline profiles by shipped name or path; the first that matches a run is used."""
     ingest: str = "tcp://127.0.0.1:5620"
-    """Where documents arrive; port 0 takes any free one."""
+    """Where documents arrive; port 0 takes any free one. This and the next two may listen beyond this machine
+    (`tcp://0.0.0.0:5620`): then they encrypt, and let in only whom `inscan keys new` made a key for."""
     broker: str = "tcp://127.0.0.1:5621"
     """Where workers dial in."""
-    spool: str = "tcp://127.0.0.1:5622"
+    spool: str = Field(default="tcp://127.0.0.1:5622", validate_default=True)
     """Where workers of other machines fetch arrays and put results."""
+    curve: bool = False
+    """Ask for keys and encrypt on this machine, too, where other people have accounts. Beyond it that is always so."""
+    advertise: str | None = None
+    """Name or number by which other machines reach this one, where `spool` listens on all its networks. By default
+    workers fetch from where they reached the broker."""
     tiled: TiledSettings = TiledSettings()
     repair: RepairSettings | None = RepairSettings()
     """Where runs with gaps are completed from; `null`: nowhere."""
@@ -187,8 +201,29 @@ class Settings(_Strict):
 
     @field_validator("ingest", "broker", "spool")
     @classmethod
-    def _loopback_only(cls, address: str) -> str:
-        return check_address(address)
+    def _can_listen(cls, address: str) -> str:
+        _host_of(address, " (port 0 takes any free one)")
+        return address
+
+    @field_validator("advertise")
+    @classmethod
+    def _is_host(cls, host: str | None) -> str | None:
+        if host is not None and (host in ANYWHERE or not _HOST.fullmatch(host)):
+            raise ValueError(
+                f"{host!r} is no host: write a name or number alone, gpu-host.example.org"
+            )
+        return host
+
+    @field_validator("spool")
+    @classmethod
+    def _workers_can_fetch(cls, spool: str, info: Any) -> str:
+        broker = info.data.get("broker")
+        if broker is not None and _is_open(broker) and not _is_open(spool):
+            raise ValueError(
+                f"broker {broker} takes workers of other machines, and they could not fetch arrays from "
+                f"{spool}: let spool listen beyond loopback, too"
+            )
+        return spool
 
     @field_validator("sources")
     @classmethod
@@ -209,6 +244,18 @@ class Settings(_Strict):
         if lease is not None and value * 3 > lease:
             raise ValueError(f"hb_s {value:g} must be at most a third of lease_s {lease:g}")
         return value
+
+    def is_open(self, socket: str) -> bool:
+        """Whether other machines can reach a socket: `ingest`, `broker` or `spool`."""
+        return _is_open(getattr(self, socket))
+
+    def asks_for_keys(self, socket: str) -> bool:
+        """Whether a socket lets in only who has a key."""
+        return self.curve or self.is_open(socket)
+
+    @property
+    def keys_dir(self) -> Path:
+        return self.state_dir / "keys"
 
     @property
     def journal_path(self) -> Path:
@@ -240,20 +287,18 @@ class Settings(_Strict):
 
 
 def check_address(address: str) -> str:
-    """Refuse what is not `tcp://HOST:PORT` on this machine's loopback.
+    """Refuse what is not `tcp://HOST:PORT` on this machine's loopback: for sockets that ask nobody for a key.
 
     Raises
     ------
     ValueError
         Naming the address and what to write instead.
     """
-    if not _is_loopback(_host_of(address, " (port 0 takes any free one)")):
+    if not is_loopback(_host_of(address, " (port 0 takes any free one)")):
         port = address.rpartition(":")[2]
         raise ValueError(
-            f"{address!r} can be reached from other machines, and this version has no "
-            "authentication for that: "
-            f"write tcp://127.0.0.1:{port}, and let workers of other machines in through an ssh "
-            "tunnel"
+            f"{address!r} can be reached from other machines, and has no authentication for that: "
+            f"write tcp://127.0.0.1:{port}, or take an ssh tunnel"
         )
     return address
 
@@ -267,13 +312,8 @@ def _host_of(address: str, remark: str = "") -> str:
     return host
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+def _is_open(address: str) -> bool:
+    return not is_loopback(_host_of(address))
 
 
 def check_bind(address: str) -> None:

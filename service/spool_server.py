@@ -14,14 +14,17 @@ import zmq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inscan.callbacks import wire
-from inscan.callbacks.wire import Message, WireError
+from inscan.callbacks.wire import DamagedError, Message, WireError
+from inscan.service.gate import Gate
 from inscan.service.messages import Notice
 from inscan.service.result_file import sync_path
-from inscan.service.sockets import bind_router
+from inscan.service.sockets import Router
 from inscan.service.spool import NoDiskSpace, Spool
 from inscan.service.transfer import CHUNK
 
 _MAX_MESSAGE = 2 * CHUNK
+_BATCH = 64  # messages between looks at whether to stop
+_LOOK_MS = 500  # between looks at connections that did not come about
 _OPEN_MAPS = 64
 _OPEN_PUTS = 64
 _log = logging.getLogger(__name__)
@@ -88,6 +91,13 @@ class _Incoming:
         self.temporary.unlink(missing_ok=True)
 
 
+def _is_whole(place: Path, size: int) -> bool:
+    try:
+        return place.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
 class SpoolServer:
     """The thread; see the module.
 
@@ -100,9 +110,13 @@ class SpoolServer:
     place_for : callable
         `(key, fence)` -> where that dispatch's result goes, or None when it is over: nothing else
         can be written.
+    gate : Gate or None
+        Which workers may speak to it; None for all of this machine.
     """
 
-    def __init__(self, address: str, spool: Spool, place_for: PlaceFor) -> None:
+    def __init__(
+        self, address: str, spool: Spool, place_for: PlaceFor, gate: Gate | None = None
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self._address = address
         self._spool = spool
@@ -111,22 +125,12 @@ class SpoolServer:
         self._puts: OrderedDict[tuple[str, int], _Incoming] = OrderedDict()
         self._stopping = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._socket: zmq.Socket[bytes] | None = None
+        self.router = Router("spool", max_message=_MAX_MESSAGE, gate=gate, counts=self.counts)
         self._thread = threading.Thread(target=self._run, name="spool-server")
 
     def bind(self) -> str:
         """Listen; returns the address with its real port. OSError when it cannot be had."""
-        self._context = zmq.Context()
-        try:
-            self._socket, address = bind_router(
-                self._context, self._address, "spool", max_message=_MAX_MESSAGE
-            )
-        except OSError:
-            self._context.term()
-            self._context = None
-            raise
-        return address
+        return self.router.bind(self._address)
 
     def start(self) -> None:
         """Start the thread."""
@@ -138,10 +142,7 @@ class SpoolServer:
         os.eventfd_write(self._wake, 1)
         if self._thread.ident is not None:
             self._thread.join()
-        if self._socket is not None and self._context is not None:
-            self._socket.close(linger=0)
-            self._context.term()
-            self._socket = None
+        self.router.close()
         for incoming in self._puts.values():
             incoming.abandon()
         self._puts.clear()
@@ -150,15 +151,14 @@ class SpoolServer:
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self.router.alive
 
     def _run(self) -> None:
-        assert self._socket is not None
         poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self.router.socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         while not self._stopping.is_set():
-            poller.poll()
+            poller.poll(_LOOK_MS)
             try:
                 self._turn()
             except Exception:  # noqa: BLE001 - a defect met by one message must not end the service
@@ -166,15 +166,12 @@ class SpoolServer:
                 _log.exception("defect in the spool server; it goes on")
 
     def _turn(self) -> None:
-        assert self._socket is not None
-        while not self._stopping.is_set():
-            try:
-                identity, *rest = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        for identity, *rest in self.router.received(_BATCH):
             try:
                 message = wire.decode_message(rest)
                 self._handle(identity, message)
+            except DamagedError:
+                self.counts["damaged"] += 1
             except (WireError, ValidationError):
                 self.counts["garbage"] += 1
             except (_Refused, NoDiskSpace, OSError) as error:
@@ -201,7 +198,9 @@ class SpoolServer:
                 f"{flat.size}"
             )
         data = flat[wanted.offset : wanted.offset + wanted.size].tobytes()
-        self._send(identity, "CHUNK", {"offset": wanted.offset}, data)
+        # Which file it is of: an answer that comes late must not be taken for a piece of the next array.
+        header = {"run": wanted.run, "file": wanted.file, "offset": wanted.offset}
+        self._send(identity, "CHUNK", header, data)
 
     def _mapped(self, run: str, file: str) -> np.ndarray:
         known = self._maps.pop((run, file), None)
@@ -224,7 +223,11 @@ class SpoolServer:
             raise _Refused(f"a chunk at {put.offset}, which is no multiple of {CHUNK}")
         incoming = self._puts.get((put.key, put.fence))
         if incoming is None:
-            incoming = _Incoming(self._place(put.key, put.fence), put.size, self._spool)
+            place = self._place(put.key, put.fence)
+            if _is_whole(place, put.size):  # repeated, and overtaken by the end
+                self._send(identity, "STORED", {"offset": put.offset})
+                return
+            incoming = _Incoming(place, put.size, self._spool)
             self._puts[put.key, put.fence] = incoming
             while len(self._puts) > _OPEN_PUTS:
                 self._puts.popitem(last=False)[1].abandon()
@@ -233,11 +236,14 @@ class SpoolServer:
 
     def _finish(self, identity: bytes, finish: _Finish) -> None:
         incoming = self._puts.get((finish.key, finish.fence))
-        if incoming is None:
-            raise _Refused("no result of that dispatch has begun to come")
-        self._place(finish.key, finish.fence)
-        incoming.finish()
-        del self._puts[finish.key, finish.fence]
+        if incoming is not None:
+            self._place(finish.key, finish.fence)
+            incoming.finish()
+            del self._puts[finish.key, finish.fence]
+        else:  # said again, because the answer was lost
+            place = self._place_for(finish.key, finish.fence)
+            if place is None or not _is_whole(place, finish.size):
+                raise _Refused("no result of that dispatch has begun to come")
         self._send(identity, "FINISHED", {"size": finish.size})
 
     def _place(self, key: str, fence: int) -> Path:
@@ -247,13 +253,5 @@ class SpoolServer:
         return place
 
     def _send(self, identity: bytes, kind: str, header: dict[str, Any], *chunks: bytes) -> None:
-        assert self._socket is not None
-        try:
-            self._socket.send_multipart(
-                [identity, *wire.encode_message(kind, header, *chunks)], zmq.NOBLOCK
-            )
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
-            # A worker that is gone asks no more; one that is slow falls silent and tries again.
-            self.counts["unsent"] += 1
+        # A worker that is gone asks no more; one that is slow falls silent and tries again.
+        self.router.send([identity, *wire.encode_message(kind, header, *chunks)])

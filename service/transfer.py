@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from inscan.callbacks.link import Link
+from inscan.callbacks.pass_file import Pass
 from inscan.callbacks.wire import Message
 from inscan.service.messages import ArraySpec, InferenceJob, Notice
 
 CHUNK = 1 << 20
 CREDITS = 8
 """Chunks under way at once: enough to fill the line, few enough to stay in the caches."""
+ASK_AGAIN_S = 3.0
+"""Without any answer for so long, a request is taken for lost; longer where answers have been slower."""
 _SILENCE_S = 30.0
 
 
@@ -22,13 +25,17 @@ class TransferError(OSError):
     """The spool server refused, fell silent, or sent something damaged."""
 
 
-def fetch(address: str, job: InferenceJob, moved: Callable[[], None]) -> dict[str, np.ndarray]:
+def fetch(
+    address: str, job: InferenceJob, moved: Callable[[], None], key: Pass | None = None
+) -> dict[str, np.ndarray]:
     """Pull the arrays of a job into memory.
 
     Parameters
     ----------
     moved : callable
         Called after every chunk; may raise to give up.
+    key : Pass or None
+        What lets this worker in.
 
     Raises
     ------
@@ -37,13 +44,19 @@ def fetch(address: str, job: InferenceJob, moved: Callable[[], None]) -> dict[st
     """
     link = Link()
     try:
-        link.connect(address)
+        link.connect(address, key)
         return {name: _fetch_one(link, job, spec, moved) for name, spec in job.arrays.items()}
     finally:
         link.close()
 
 
-def put(address: str, job: InferenceJob, path: Path, moved: Callable[[], None]) -> None:
+def put(
+    address: str,
+    job: InferenceJob,
+    path: Path,
+    moved: Callable[[], None],
+    key: Pass | None = None,
+) -> None:
     """Bring a result file to the service, which syncs it and gives it its name when it is whole.
 
     Raises
@@ -54,7 +67,7 @@ def put(address: str, job: InferenceJob, path: Path, moved: Callable[[], None]) 
     size = path.stat().st_size
     link = Link()
     try:
-        link.connect(address)
+        link.connect(address, key)
         with path.open("rb") as file:
 
             def send(index: int) -> bool:
@@ -72,12 +85,16 @@ def put(address: str, job: InferenceJob, path: Path, moved: Callable[[], None]) 
                 link,
                 math.ceil(size / CHUNK),
                 send,
-                lambda message: _index(message, "STORED"),
+                lambda message: _index(message) if message.kind == "STORED" else None,
                 moved,
             )
         finish = {"key": job.key, "fence": job.fence, "size": size}
         _pump(
-            link, 1, lambda _: link.send("FINISH", finish), lambda m: _expect(m, "FINISHED"), moved
+            link,
+            1,
+            lambda _: link.send("FINISH", finish),
+            lambda message: 0 if message.kind == "FINISHED" else None,
+            moved,
         )
     finally:
         link.close()
@@ -96,8 +113,12 @@ def _fetch_one(
             "FETCH", {"run": folder, "file": spec.file, "offset": index * CHUNK, "size": size}
         )
 
-    def take(message: Message) -> int:
-        index = _index(message, "CHUNK")
+    def take(message: Message) -> int | None:
+        # An answer to a question that was asked twice may come when the next array is being read.
+        about = message.header.get("run"), message.header.get("file")
+        if message.kind != "CHUNK" or len(message.chunks) != 1 or about != (folder, spec.file):
+            return None
+        index = _index(message)
         data = message.chunks[0]
         expected = min(CHUNK, spec.nbytes - index * CHUNK)
         if len(data) != expected:
@@ -113,39 +134,51 @@ def _pump(
     link: Link,
     count: int,
     send: Callable[[int], bool],
-    take: Callable[[Message], int],
+    take: Callable[[Message], int | None],
     moved: Callable[[], None],
 ) -> None:
-    """Keep `CREDITS` requests under way until all `count` are answered."""
+    """Keep `CREDITS` requests under way until all `count` are answered.
+
+    What is lost or damaged on the way is asked for again; all requests bear that. Answers come in the order of the
+    questions, so one that is overtaken by the answer to a later question is lost.
+    """
     waiting = list(range(count - 1, -1, -1))
-    open_: set[int] = set()
-    heard = time.monotonic()
+    open_: dict[int, int] = {}  # question -> its number in the order of asking
+    asked, slowest = 0, 0.0
+    heard = asked_again = time.monotonic()
     while waiting or open_:
         while waiting and len(open_) < CREDITS and send(waiting[-1]):
-            open_.add(waiting.pop())
+            asked += 1
+            open_[waiting.pop()] = asked
         # Until the connection stands, sending says no and nothing will wake us: look again soon.
-        link.wait(1.0 if open_ else 0.02)
+        link.wait(min(1.0, ASK_AGAIN_S) if open_ else 0.02)
         for message in link.messages():
             if message.kind == "ERR":
                 raise TransferError(Notice.model_validate(message.header).message)
             index = take(message)
-            if index in open_:
-                open_.remove(index)
-                heard = time.monotonic()
+            number = None if index is None else open_.pop(index, None)
+            if number is not None:
+                slowest = max(slowest, time.monotonic() - heard)
+                heard = asked_again = time.monotonic()
+                overtaken = sorted(other for other, its in open_.items() if its < number)
+                waiting += reversed(overtaken)
+                for other in overtaken:
+                    del open_[other]
                 moved()
-        if time.monotonic() - heard > _SILENCE_S:
+        if link.trouble is not None and link.trouble.sure:
+            raise TransferError(f"no way to the spool server: {link.trouble.text}")
+        now = time.monotonic()
+        if now - heard > _SILENCE_S:
             raise TransferError(f"the spool server was silent for {_SILENCE_S:g} s")
+        if open_ and now - asked_again > max(ASK_AGAIN_S, 3 * slowest):
+            asked_again = now
+            # The answer to this one tells what has become of the others.
+            waiting.append(min(open_, key=lambda index: open_[index]))
+            del open_[waiting[-1]]
 
 
-def _index(message: Message, kind: str) -> int:
-    _expect(message, kind)
+def _index(message: Message) -> int:
     offset = message.header.get("offset")
     if not isinstance(offset, int) or offset < 0 or offset % CHUNK:
-        raise TransferError(f"{kind} with offset {offset!r}")
+        raise TransferError(f"{message.kind} with offset {offset!r}")
     return offset // CHUNK
-
-
-def _expect(message: Message, kind: str) -> int:
-    if message.kind != kind or (kind == "CHUNK" and len(message.chunks) != 1):
-        raise TransferError(f"expected {kind}, the spool server sent {message.kind}")
-    return 0

@@ -10,7 +10,10 @@ import threading
 import types
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
+from inscan.callbacks.link import host_of, is_loopback
+from inscan.callbacks.pass_file import ENVIRONMENT, Pass, PassError, fitting, read_pass
 from inscan.service import children, device
 from inscan.service.worker_job import Process
 from inscan.service.worker_loop import Worker
@@ -26,6 +29,7 @@ def run_worker(
     grace_s: float = 20.0,
     prefix: str = "",
     parent: int | None = None,
+    pass_path: Path | None = None,
 ) -> int:
     """Run a worker in this process until SIGTERM or SIGINT.
 
@@ -47,15 +51,23 @@ def run_worker(
         Begins the worker's name; the service knows its own children by it.
     parent : int or None
         Process with which this one ends, however that one ends.
+    pass_path : Path or None
+        File of the pass that lets it in; None for the one that `INSCAN_PASS` names, if any.
 
     Returns
     -------
     int
-        Exit status: 0; 3 when the broker refuses this version; 75 when a cancelled job would not
-        let go.
+        Exit status: 0; 3 when the broker refuses this version; 4 when it does not let in this key (any
+        more); 75 when a cancelled job would not let go.
+
+    Raises
+    ------
+    PassError
+        If the broker is on another machine and there is no pass, or the pass cannot be used.
     """
     if parent is not None:
         children.die_with_parent(parent)
+    key = _key_for(address, pass_path)
     device.choose(compute_on, threads)
     worker = Worker(
         address,
@@ -63,6 +75,7 @@ def run_worker(
         name=f"{prefix}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
         described=prepare(compute_on),
         grace_s=grace_s,
+        key=key,
     )
 
     def told(number: int, frame: types.FrameType | None) -> None:
@@ -77,6 +90,19 @@ def run_worker(
         logging.shutdown()
         os._exit(status)
     return status
+
+
+def _key_for(address: str, path: Path | None) -> Pass | None:
+    named = str(path or os.environ.get(ENVIRONMENT) or "")
+    if named:
+        return fitting(read_pass(Path(named)), named, "worker")
+    host = host_of(address)
+    if host and not is_loopback(host):
+        raise PassError(
+            f"{address} is on another machine, and there is no pass for it: have one made there with "
+            "`inscan keys new NAME --role worker`, and name its file with --pass or in INSCAN_PASS"
+        )
+    return None
 
 
 def main() -> None:

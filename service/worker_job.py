@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from inscan.callbacks.link import host_id
+from inscan.callbacks.pass_file import Pass
 from inscan.service import device, disk, spool, transfer
 from inscan.service.messages import Fail, InferenceJob, InferenceResult
 from inscan.service.processed import Processed
@@ -31,6 +32,7 @@ def execute(
     process: Process,
     progress: Callable[[float], None],
     spool_address: str,
+    key: Pass | None = None,
 ) -> InferenceResult:
     """Run a job to the end.
 
@@ -42,6 +44,8 @@ def execute(
         Called with the fraction done; raises `Cancelled` when the job is not wanted any more.
     spool_address : str
         Where to fetch from and put to when this process does not see the job's files.
+    key : Pass or None
+        What lets this worker in there.
     """
     timings: dict[str, float] = {}
     here = job.host_id == host_id() and Path(job.spool).is_dir()
@@ -49,7 +53,7 @@ def execute(
     if here:
         arrays = spool.load(Path(job.spool), job.arrays)
     else:
-        arrays = transfer.fetch(spool_address, job, lambda: progress(0.0))
+        arrays = transfer.fetch(spool_address, job, lambda: progress(0.0), key)
     timings["mapped"] = time.monotonic() - started
     started = time.monotonic()
     processed = process(job, arrays, progress)
@@ -64,7 +68,7 @@ def execute(
             path = Path(folder) / "result.h5"
             digest = write_result(path, processed, meta, timings=timings)
             started = time.monotonic()
-            transfer.put(spool_address, job, path, lambda: progress(1.0))
+            transfer.put(spool_address, job, path, lambda: progress(1.0), key)
             timings["sent"] = time.monotonic() - started
     return InferenceResult(
         key=job.key,

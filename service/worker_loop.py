@@ -15,7 +15,8 @@ from importlib.metadata import version
 import psutil
 from pydantic import ValidationError
 
-from inscan.callbacks.link import Link, host_id
+from inscan.callbacks.link import ANYWHERE, Link, at_host, host_id, host_of
+from inscan.callbacks.pass_file import Pass
 from inscan.callbacks.wire import Message, WireError, pack, unpack
 from inscan.service import device, host
 from inscan.service.messages import (
@@ -34,12 +35,16 @@ from inscan.service.messages import (
 from inscan.service.worker_job import Cancelled, Process, execute, explain
 
 EXIT_REFUSED = 3
+EXIT_NOT_LET_IN = 4
+"""The broker lets this worker's key in no more, or did not for `_REFUSED_S`."""
 EXIT_STUCK = 75
 """A cancelled job did not let go: the process ends, for whoever started it to start another."""
 _FIRST_BEAT_S = 0.5
 _CANCEL_GRACE_S = 5.0
 """A new process takes less time to be ready than most jobs take to end by themselves."""
 _PARTIAL_EVERY_S = 0.2
+_REFUSED_S = 60.0
+"""Time for somebody to let in a worker that was started first; whoever started it may start it again."""
 _log = logging.getLogger(__name__)
 
 
@@ -73,6 +78,10 @@ class Worker:
         Time to finish the present job when told to stop.
     cancel_grace_s : float
         Time in which a cancelled job has to let go, at most `grace_s`.
+    key : Pass or None
+        What lets it in; None for a broker of this machine that asks for no key.
+    refused_s : float
+        Time after which a worker that is not let in ends.
     """
 
     def __init__(
@@ -84,6 +93,8 @@ class Worker:
         described: str,
         grace_s: float,
         cancel_grace_s: float = _CANCEL_GRACE_S,
+        key: Pass | None = None,
+        refused_s: float = _REFUSED_S,
     ) -> None:
         self._address = address
         self._process = process
@@ -91,6 +102,10 @@ class Worker:
         self._described = described
         self._grace_s = grace_s
         self._cancel_grace_s = min(cancel_grace_s, grace_s)
+        self._key = key
+        self._refused_s = refused_s
+        self._refused_since: float | None = None
+        self._told_trouble = ""
         self._link = Link()
         self._jobs: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._compute = threading.Thread(target=self._compute_jobs, name="compute", daemon=True)
@@ -112,7 +127,7 @@ class Worker:
 
     def run(self) -> int:
         """Serve until `stop`; the exit status."""
-        self._link.connect(self._address)
+        self._link.connect(self._address, self._key)
         self._compute.start()
         next_beat = time.monotonic()
         try:
@@ -124,6 +139,7 @@ class Worker:
                 self._link.wait(max(0.0, min(next_beat, self._deadline()) - time.monotonic()))
                 for message in self._link.messages():
                     self._take(message)
+                self._look_for_trouble()
                 self._report()
                 self._begin_to_stop()
         finally:
@@ -144,6 +160,20 @@ class Worker:
                 self._exit = EXIT_STUCK
                 return True
         return self._stopping and (self._work is None or time.monotonic() > self._deadline())
+
+    def _look_for_trouble(self) -> None:
+        """Say once why the broker cannot be spoken to; end when it will not be for long."""
+        trouble, now = self._link.trouble, time.monotonic()
+        if trouble is None or not trouble.sure:
+            self._refused_since = None
+            return
+        if trouble.text != self._told_trouble:
+            self._told_trouble = trouble.text
+            _log.error("%s", trouble.text)
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since > self._refused_s:
+            _log.error("not let in for %g s; ending this process", self._refused_s)
+            self._exit = EXIT_NOT_LET_IN
 
     def _deadline(self) -> float:
         return float("inf") if self._stop_by is None else self._stop_by
@@ -289,6 +319,9 @@ class Worker:
         elif notice.code == "protocol":
             _log.error("the broker refuses this worker: %s", notice.message)
             self._exit = EXIT_REFUSED
+        elif notice.code == "key":
+            _log.error("the broker refuses this worker: %s", notice.message)
+            self._exit = EXIT_NOT_LET_IN
         else:
             _log.warning("the broker says: %s", notice.message)
 
@@ -335,7 +368,10 @@ class Worker:
 
         assert self._welcome is not None
         try:
-            return execute(work.job, self._process, progress, self._welcome.spool)
+            spool = self._welcome.spool
+            if host_of(spool) in ANYWHERE:  # the service cannot know by which name it was reached
+                spool = at_host(spool, host_of(self._address))
+            return execute(work.job, self._process, progress, spool, self._key)
         except Exception as error:  # noqa: BLE001 - it becomes the failure of the job
             # on.
             if not isinstance(error, Cancelled):

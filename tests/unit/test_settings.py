@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from inscan.callbacks.link import ANYWHERE
 from inscan.service.settings import Settings, SettingsError, load_settings
 
 
@@ -37,20 +38,47 @@ def test_an_unknown_key_is_named_with_file_and_closest_key(tmp_path):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("tcp://0.0.0.0:5621", "no authentication"),
-        ("tcp://*:5621", "no authentication"),
-        ("tcp://192.168.1.7:5621", "no authentication"),
-        ("tcp://example.org:5621", "no authentication"),
         ("tcp://127.0.0.1", "no address"),
         ("tcp://127.0.0.1:99999", "no address"),
         ("ipc:///tmp/x", "no address"),
         ("127.0.0.1:5621", "no address"),
     ],
 )
-def test_binding_elsewhere_than_loopback_is_refused(tmp_path, address, words):
+def test_what_is_no_address_is_refused(tmp_path, address, words):
     with pytest.raises(SettingsError, match=words) as caught:
         load_settings(written(tmp_path, f"broker: '{address}'\n"))
     assert "broker" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://192.168.1.7:1", "tcp://a.example.org:1"]
+)
+def test_a_socket_that_other_machines_reach_asks_for_keys(address):
+    settings = load_settings(ingest=address)
+    assert settings.is_open("ingest") and settings.asks_for_keys("ingest")
+    assert not settings.asks_for_keys("broker") and not settings.asks_for_keys("spool")
+    everywhere = load_settings(curve=True)
+    assert all(everywhere.asks_for_keys(name) for name in ("ingest", "broker", "spool"))
+    assert not everywhere.is_open("ingest")
+
+
+def test_workers_of_other_machines_must_be_able_to_fetch(tmp_path):
+    text = "broker: tcp://0.0.0.0:5621\ntiled: {api_key: s3cr3t}\n"
+    with pytest.raises(SettingsError, match="could not fetch") as caught:
+        load_settings(written(tmp_path, text))
+    assert "s3cr3t" not in str(caught.value)
+    assert load_settings(broker="tcp://0.0.0.0:5621", spool="tcp://0.0.0.0:5622").is_open("spool")
+
+
+@pytest.mark.parametrize("host", ["gpu.example.org", "10.0.0.7", "fe80::1", "me"])
+def test_a_host_to_advertise_is_a_name_or_number(host):
+    assert load_settings(advertise=host).advertise == host
+
+
+@pytest.mark.parametrize("host", ["", "*", *ANYWHERE, "tcp://a", "a:80", "a b", "-a", "a/b"])
+def test_what_cannot_be_dialled_is_not_advertised(host):
+    with pytest.raises(SettingsError, match="no host"):
+        load_settings(advertise=host)
 
 
 @pytest.mark.parametrize("address", ["tcp://localhost:1", "tcp://[::1]:2", "tcp://127.9.9.9:0"])
