@@ -72,6 +72,8 @@ class DocumentLog:
         Documents of runs that are over, or that another process records.
     kept_bytes : int
         Bytes of documents that are in memory only, because they could not be written.
+    heard : float
+        When the latest document came, monotonic seconds.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -81,6 +83,7 @@ class DocumentLog:
         self.unrouted = 0
         self.repeated = 0
         self.kept_bytes = 0
+        self.heard = -1e9
         self._keeping = 0  # documents
         self._slow_until = -1e9
         self._routes = Routes()
@@ -104,9 +107,10 @@ class DocumentLog:
                     self.unrouted += 1
                 return
             parts = self._encode(name, doc)
+            self.heard = time.monotonic()
             for uid in runs:
                 run = self._runs.get(uid) or self._begin(uid)
-                run.heard = time.monotonic()
+                run.heard = self.heard
                 if isinstance(parts, str):
                     self._lose(run, parts)
                 else:

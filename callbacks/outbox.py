@@ -123,7 +123,7 @@ class Outbox:
             self.released += 1
             entry.log.delete()
 
-    def pump(self, send: Send, now: float) -> None:
+    def pump(self, send: Send, now: float, most: int = WINDOW_DOCUMENTS) -> None:
         """Send what the window allows, growing logs first, one document of each in turn.
 
         Parameters
@@ -132,6 +132,8 @@ class Outbox:
             Sends one message, or says that it cannot.
         now : float
             Monotonic seconds.
+        most : int
+            Documents to be sent in this call.
         """
         for entry in self._entries.values():
             stalled = entry.window and now - max(entry.moved_at, entry.asked_at) > STALL
@@ -140,12 +142,13 @@ class Outbox:
                     return
         documents = sum(len(entry.window) for entry in self._entries.values())
         nbytes = sum(size for entry in self._entries.values() for _, size in entry.window)
+        left = most
         ready = sorted(
             (entry for entry in self._entries.values() if entry.synced),
             key=lambda entry: not entry.log.live,
         )
-        while ready:
-            for entry in list(ready):
+        while ready and left > 0:
+            for entry in list(ready)[:left]:
                 if documents >= WINDOW_DOCUMENTS or nbytes >= WINDOW_BYTES:
                     return
                 message = self._next(entry)
@@ -161,6 +164,7 @@ class Outbox:
                 documents += 1
                 nbytes += len(message.payload)
                 self.sent += 1
+                left -= 1
         for entry in self._entries.values():
             if entry.complete and now - entry.asked_at > RELEASE_INTERVAL:
                 if not self._ask(entry, send, now):

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from inscan.callbacks.sources.interface import Document
 from inscan.callbacks.legible import legible
+from inscan.callbacks.sources.interface import Document
 from inscan.callbacks.wire import WireError, pack, unpack
 
 __all__ = ["Due", "Recording"]
