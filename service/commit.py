@@ -168,7 +168,12 @@ class Committer:
             return None
         if stop.get("exit_status") != "success" and run.descriptor is not None:
             return None
-        ours, theirs = run.start.get("result_digest"), _start_of(attributes).get("result_digest")
+        there = _start_of(attributes)
+        if stop.get("exit_status") != "success" and there.get("failure") != run.start.get(
+            "failure"
+        ):
+            return None  # it was tried again, and failed in another way
+        ours, theirs = run.start.get("result_digest"), there.get("result_digest")
         return "same" if ours == theirs else "differs"
 
     def _commit(

@@ -90,7 +90,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._tiled: TiledHTTP | None = None
         self._committer: Committer | None = None
-        self._recorded: set[str] = set()
+        self._recorded: set[tuple[str, float]] = set()
         self._to_record: list[dict[str, Any]] = []
         self._preparing: dict[str, Prepare] = {}
         self._patience = Patience(first_pause_s, longest_pause_s, _PATIENCE * longest_pause_s)
@@ -170,7 +170,7 @@ class Writer:
     def _round(self) -> None:
         """Write everything that is due, results first and in their order."""
         self._to_record = [
-            one for one in self._journal.jobs("failed") if one["key"] not in self._recorded
+            one for one in self._journal.unrecorded() if _failure_of(one) not in self._recorded
         ]
         failed_keys = {one["key"] for one in self._to_record}
         self._patience.keep_only({*self._journal.uncommitted_keys(), *failed_keys})
@@ -210,7 +210,7 @@ class Writer:
         failures = [one for one in self._to_record if one["key"] == key]
         if failures:
             self._to_record.remove(failures[0])
-            self._recorded.add(key)  # the journal has it
+            self._recorded.add(_failure_of(failures[0]))  # the journal has it
             self._settled(key)
         else:
             self._give_up(key, "tiled_failed", f"gave up after {tries} tries; the last: {error}")
@@ -327,7 +327,7 @@ class Writer:
     def _if_failed(self, key: str) -> None:
         """Have a job's failure recorded in this round, if it has ended as one."""
         record = self._journal.job(key)
-        known = key in self._recorded or any(one["key"] == key for one in self._to_record)
+        known = any(one["key"] == key for one in self._to_record)
         if record is not None and record["state"] == "failed" and not known:
             self._to_record.append(record)
 
@@ -347,7 +347,7 @@ class Writer:
         except TiledRejected as error:
             # The journal has the failure; that Tiled will not hear of it must not stop what it would take.
             _log.error("failure of job %s is not in Tiled: %s", failed["key"][:12], error)
-        self._recorded.add(failed["key"])
+        self._journal.recorded(failed["key"], failed["updated"])
         self._settled(failed["key"])
         self._tell(failed["run_uid"])
 
@@ -375,3 +375,8 @@ class Writer:
 
     def _say(self, state: str, reason: str = "") -> None:
         self._status = dataclasses.replace(self._status, state=state, reason=reason)
+
+
+def _failure_of(failed: dict[str, Any]) -> tuple[str, float]:
+    """One failure of a job: tried again, it may fail another time."""
+    return failed["key"], failed["updated"]
