@@ -17,7 +17,7 @@ from inscan.callbacks.missing import Missing
 from inscan.callbacks.profile import BeamlineProfile, matches
 from inscan.callbacks.received import Received
 from inscan.callbacks.run_files import RunFiles
-from inscan.callbacks.run_meta import plain
+from inscan.callbacks.run_meta import bulky, plain
 from inscan.callbacks.target import Target
 from inscan.callbacks.txm import EnergyStack
 from inscan.callbacks.updates import (
@@ -27,6 +27,7 @@ from inscan.callbacks.updates import (
     NotUnderstood,
     Update,
     in_memory,
+    shortened,
 )
 from inscan.callbacks.xrf_target import xrf_target
 
@@ -41,6 +42,8 @@ __all__ = [
 
 # Documents that may wait for their descriptor or resource before they are given up.
 _MOST_WAITING = 100_000
+_LONGEST_STATUS = 40
+_WHO_MAY_SEE = ("data_session", "proposal", "tiled_access_tags")
 
 
 class RunAssembler:
@@ -208,11 +211,11 @@ class RunAssembler:
             self._notes.add("documents of another run left out", str(doc.get("run_start")))
             return []
         self._stopped = plain(doc.get("time"))
-        status = str(doc.get("exit_status") or "incomplete")
+        status = shortened(str(doc.get("exit_status") or "incomplete"), _LONGEST_STATUS)
         if status == "success":
             wanted = {uid: s for uid, s in self._streams.items() if self._target.wants(s)}
             self._files.announce_rest(wanted)
-        return self._final(status, str(doc.get("reason") or ""))
+        return self._final(status, shortened(str(doc.get("reason") or "")))
 
     def _final(self, exit_status: str, reason: str) -> list[Update]:
         self._files.finish()
@@ -228,6 +231,10 @@ class RunAssembler:
         """Say of every map and stack how the beamline stood, and when the run was over."""
         readings = self._baseline.readings
         for update in updates:
+            if update.kind == "rejected":
+                # What was wrong with the documents is why: a record has the reason alone.
+                why = [update.meta["reason"], *update.meta["warnings"]]
+                update.meta["reason"] = shortened("; ".join(why))
             if readings:
                 update.meta["baseline"] = readings
             if self._stopped is not None:
@@ -267,6 +274,13 @@ def open_assembler(
         if not matches(profile, start):
             continue
         notes = Notes()
+        hidden = [key for key in bulky(start) if key in _WHO_MAY_SEE]
+        if hidden:
+            raise NotUnderstood(
+                f"start.{hidden[0]} is larger than a result can carry: who may see it is not known"
+            )
+        for key in bulky(start):
+            notes.add(f"start.{key} is too large for a result, the raw run has it")
         target = (xrf_target if profile.technique == "xrf" else EnergyStack)(
             start, profile, allocate, notes
         )

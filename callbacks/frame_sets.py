@@ -16,6 +16,8 @@ __all__ = [
     "scatter_between",
 ]
 
+# From here on a value is none of a camera: its square, and that over the square of a flat, stay within float32.
+MOST_ADU = 1e12
 # Sums of that many 16-bit frames are exact in float32.
 _EXACT_FRAMES = 256
 
@@ -78,7 +80,7 @@ def good_pixels(frames: np.ndarray, saturation: float | None) -> np.ndarray | No
     ndarray or None
         (row, col) bool; None: everywhere, the usual case, which costs one pass.
     """
-    limit = np.inf if saturation is None else saturation
+    limit = MOST_ADU if saturation is None else min(saturation, MOST_ADU)
     # A comparison with nan is false, also that of an extreme of values with nan among them.
     if frames.max() < limit and (frames.dtype.kind == "u" or frames.min() >= 0):
         return None
@@ -89,12 +91,14 @@ def mean_frame(frames: np.ndarray, out: np.ndarray) -> None:
     """Write the mean over frames to ``out``, (row, col) float32."""
     small = frames.dtype.kind == "u" and frames.dtype.itemsize <= 2 and len(frames) <= _EXACT_FRAMES
     total = out if small else np.zeros(out.shape)
-    total[...] = frames[0]
-    for frame in frames[1:]:
-        np.add(total, frame, out=total)
-    np.divide(total, len(frames), out=total)
-    if not small:
-        out[...] = total
+    # Pixels that overflow are not good, and are masked.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total[...] = frames[0]
+        for frame in frames[1:]:
+            np.add(total, frame, out=total)
+        np.divide(total, len(frames), out=total)
+        if not small:
+            out[...] = total
 
 
 def scatter_between(frames: list[np.ndarray], good: np.ndarray) -> float:

@@ -21,6 +21,8 @@ __all__ = ["GeometryError", "RegionOfInterest", "ScanGeometry", "region_from_box
 
 # A pixel in a start document costs memory here; no instrument comes near this.
 _MOST_PIXELS = 1 << 28
+# In any unit that motors have, m to nm; its square and its inverse are numbers.
+_LEAST_STEP = 1e-18
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class ScanGeometry:
         ):
             if count > 1 and first == last:
                 raise GeometryError(f"{name}: {count} positions, but all of them at {first}")
+            step = (last - first) / max(count - 1, 1)
+            if count > 1 and not _LEAST_STEP < abs(step) < 1 / _LEAST_STEP:
+                raise GeometryError(
+                    f"{name}: {count} positions from {first} to {last} are steps of {step}, which"
+                    " no motor takes: the extents must be finite and sensible"
+                )
         for name, centres, count, ends in (
             (self.slow_motor, self.slow_centres, rows, given[:2]),
             (self.fast_motor, self.fast_centres, cols, given[2:]),

@@ -10,6 +10,7 @@ import numpy as np
 
 from inscan.callbacks.energy_stack import StackArrays
 from inscan.callbacks.profile import BeamlineProfile
+from inscan.callbacks.readings import moment
 from inscan.callbacks.references import Reference
 from inscan.callbacks.run_meta import run_meta
 from inscan.callbacks.txm_beams import BEAM_REMARKS, Beams
@@ -100,20 +101,22 @@ class EnergyStack:
             return
         if kind == "primary" and self._beyond(seq_num, "events"):
             return
+        taken = moment(taken)
         if self._taken.get((kind, seq_num), -np.inf) >= taken:
             return
+        # All is read before anything is placed.
         frames = self._streams.frames(stream, seq_num, data)
-        if frames is not None:
-            self._place(kind, seq_num, frames)
         energy = self._streams.energy(stream, data, self._planned_at(kind, seq_num))
         if kind == "primary":
             self._readback.places(seq_num, data)
-            if energy is not None:
-                self._readback.energy(seq_num, energy)
+        if frames is not None:
+            self._place(kind, seq_num, frames)
+        if kind == "primary" and energy is not None:
+            self._readback.energy(seq_num, energy)
         elif kind == "flat" and energy is not None:
             repeat, own = self._plan.flat(seq_num)
             self._beams[repeat].flat_energy(own, energy)
-        self._taken[kind, seq_num] = float(taken)
+        self._taken[kind, seq_num] = taken
 
     def rows(self, stream: str, data_key: str, first_seq: int, block: np.ndarray) -> None:
         kind = self._streams.kinds.get(stream)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from inscan.callbacks.profile_sections import TXM
+from inscan.callbacks.readings import reading as number
 from inscan.callbacks.units import scale
 from inscan.callbacks.updates import Notes
 
@@ -51,7 +52,7 @@ class PixelSize:
     def event(self, seq_num: int, data: Mapping[str, Any]) -> None:
         """Take a reading."""
         if self._rule is not None and self._rule.lens in data and self._rule.camera in data:
-            reading = float(data[self._rule.lens]), float(data[self._rule.camera])
+            reading = number(data[self._rule.lens]), number(data[self._rule.camera])
             self._readings[int(seq_num)] = reading
 
     def meta(self) -> dict[str, float | None]:

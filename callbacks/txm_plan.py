@@ -21,6 +21,8 @@ _MOST_IMAGES = 1 << 20
 _MOST_STACKS = 128
 # Energies that are nearer than any monochromator can tell are the same one.
 _SAME_EV = 1e-3
+# Photons of any synchrotron have less.
+_MOST_EV = 1e9
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,17 @@ def _energies(start: Mapping[str, Any], txm: TXM) -> np.ndarray:
             f" (txm.energies names the key)"
         )
     try:
+        if any(isinstance(energy, str | bytes | bool) for energy in planned):
+            raise TypeError("text among them")
         energies = np.array(planned, np.float64) * scale(txm.energies_units, "eV")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise NotUnderstood(f"start.{path}: every energy must be a number: {error}") from error
     if energies.ndim != 1 or not 1 <= energies.size <= _MOST_ENERGIES:
         raise NotUnderstood(f"start.{path}: expected 1 to {_MOST_ENERGIES} energies in a list")
-    if not (np.isfinite(energies) & (energies > 0)).all():
-        raise NotUnderstood(f"start.{path}: every energy must be finite and above zero")
+    if not ((energies > 0) & (energies < _MOST_EV)).all():
+        raise NotUnderstood(
+            f"start.{path}: every energy must be a number above zero and below {_MOST_EV:g} eV"
+        )
     return energies
 
 

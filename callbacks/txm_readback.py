@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from inscan.callbacks.profile_sections import TXM
+from inscan.callbacks.readings import MOST, reading
 from inscan.callbacks.txm_plan import StackPlan
 from inscan.callbacks.updates import Notes
 
@@ -54,7 +55,8 @@ class Readback:
         """Take the positions of an event."""
         for key, values in (*self._motors.items(), (self._txm.positions.rotation, self._rotation)):
             if key is not None and key in data:
-                values[seq_num - 1] = float(data[key])
+                at = reading(data[key])
+                values[seq_num - 1] = at if abs(at) < MOST else np.nan
 
     def energies(self, stack: int) -> np.ndarray:
         """Return the energies of a stack's rows, (row,) eV: mean of what was read, else planned."""

@@ -9,8 +9,9 @@ import numpy as np
 
 from inscan.callbacks.profile import start_value
 from inscan.callbacks.profile_sections import TXM
+from inscan.callbacks.readings import reading
 from inscan.callbacks.units import scale
-from inscan.callbacks.updates import Notes, NotUnderstood, from_stream
+from inscan.callbacks.updates import MALFORMED, Notes, NotUnderstood, from_stream
 
 __all__ = ["CameraStreams", "Stream"]
 
@@ -18,6 +19,7 @@ Stream = Literal["primary", "dark", "flat"]
 
 _MOST_FRAMES = 1 << 16
 _MOST_PIXELS = 1 << 28
+_MOST_EXPOSURE_S = 1e9
 
 
 class CameraStreams:
@@ -64,9 +66,15 @@ class CameraStreams:
         if image not in data_keys:
             raise NotUnderstood(
                 f"stream {stream!r} has no {image!r} (txm.image in the profile); it has"
-                f" {', '.join(sorted(data_keys))}"
+                f" {', '.join(sorted(map(str, data_keys)))[:300]}"
             )
-        declared = tuple(int(n) for n in data_keys[image]["shape"])
+        try:
+            declared = tuple(int(n) for n in data_keys[image]["shape"])
+        except MALFORMED as error:
+            shape = data_keys[image].get("shape")
+            raise NotUnderstood(
+                f"{image} in stream {stream!r} declares shape {shape!r:.80}: {error}"
+            ) from error
         bad = not 2 <= len(declared) <= 4 or min(declared) < 1
         if bad or len(declared) == 4 != declared[0] + 3:
             raise NotUnderstood(
@@ -132,7 +140,7 @@ class CameraStreams:
         key, factor = self._txm.energy, self._factors.get(stream)
         if key is None or factor is None:
             return None
-        value = float(data[key]) * factor
+        value = reading(data[key]) * factor
         low, high = self._low, self._high
         if planned_ev is not None:
             low, high = 0.5 * planned_ev, 2.0 * planned_ev
@@ -174,7 +182,7 @@ class CameraStreams:
             value = (device.get("data") or {}).get(self._txm.exposure)
             if isinstance(value, bool) or not isinstance(value, int | float | np.number):
                 continue
-            if np.isfinite(value) and value > 0:
+            if 1 / _MOST_EXPOSURE_S < value < _MOST_EXPOSURE_S:
                 self._exposures.setdefault(self.kinds[stream], set()).add(float(value))
 
     def _compare(self, stream: str, n: int) -> None:

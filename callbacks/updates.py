@@ -8,7 +8,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["MALFORMED", "Allocate", "NotUnderstood", "Notes", "Update", "from_stream", "in_memory"]
+__all__ = [
+    "MALFORMED",
+    "Allocate",
+    "NotUnderstood",
+    "Notes",
+    "Update",
+    "from_stream",
+    "in_memory",
+    "shortened",
+]
+
+_LONGEST = 2000  # characters of a reason
+_LONGEST_NOTE = 500
+_MOST_NOTES = 200
 
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 """(name, shape, dtype) -> zero-initialised array: a mapped file in the service, memory offline."""
@@ -22,6 +35,11 @@ def in_memory(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Allocate in memory: what offline processing hands to `open_assembler`."""
     del name
     return np.zeros(shape, dtype)
+
+
+def shortened(text: str, most: int = _LONGEST) -> str:
+    """Return a text as it fits a record: documents may name things of any length."""
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def from_stream(data_key: Mapping[str, Any]) -> bool:
@@ -67,9 +85,12 @@ class Notes:
 
     def add(self, text: str, example: str = "", times: int = 1) -> None:
         """Count a warning. ``text`` identifies it, ``example`` is kept from the first time."""
+        text = shortened(text, _LONGEST_NOTE)
+        if text not in self._counts and len(self._counts) >= _MOST_NOTES:
+            text, example = "more kinds of warnings than are kept", ""
         self._counts[text] = self._counts.get(text, 0) + times
         if example:
-            self._examples.setdefault(text, example)
+            self._examples.setdefault(text, shortened(example, _LONGEST_NOTE))
 
     def set(self, text: str, times: int) -> None:
         """State a count that is computed anew each time; 0 withdraws the warning."""

@@ -382,5 +382,8 @@ def _key(key: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception as error:  # noqa: BLE001 - of a foreign class; nested too deeply to be told
+        text = f"({type(value).__qualname__}: {type(error).__name__} when told)"
     return text[:2000].encode("utf-8", "backslashreplace").decode()

@@ -9,6 +9,7 @@ import numpy as np
 
 from inscan.callbacks.geometry import GeometryError, ScanGeometry
 from inscan.callbacks.profile import BeamlineProfile
+from inscan.callbacks.readings import moment
 from inscan.callbacks.run_meta import number_at, run_meta
 from inscan.callbacks.units import scale
 from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update
@@ -24,6 +25,8 @@ __all__ = ["XRFMap"]
 
 # Arrival is kept in 64 bits per pixel; one is for events.
 _MOST_GROUPS = 63
+# What is kept in memory beside the mapped arrays: per pixel, and per pixel and channel; how much there may be.
+_BYTES, _CHANNEL_BYTES, _MOST_BYTES = 24, 14, 1 << 32
 
 
 class XRFMap:
@@ -152,12 +155,12 @@ class XRFMap:
         if isinstance(seq_num, bool) or int(seq_num) != seq_num or seq_num < 1:
             raise ValueError(f"seq_num {seq_num!r}: expected 1 or more")
         if stream == self._slow.stream and (stream != self._stream or self._layout is None):
-            self._slow.event(int(seq_num), float(taken), data)
+            self._slow.event(int(seq_num), moment(taken), data)
             return
         if self._arrays is None or stream != self._stream or not self._in_events:
             return
         if self._layout is not None and self._layout.way == "rows":
-            self._row_event(self._layout, self._arrays, int(seq_num), float(taken), data)
+            self._row_event(self._layout, self._arrays, int(seq_num), moment(taken), data)
             return
         if seq_num > self._geometry.size:
             self._notes.add(f"events beyond the shape {self._geometry.shape} left out")
@@ -171,7 +174,7 @@ class XRFMap:
             raise KeyError(f"event {seq_num} lacks {error}") from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"event {seq_num}: {error}") from error
-        self._arrays.place_event(row * self._geometry.shape[1] + col, float(taken), values)
+        self._arrays.place_event(row * self._geometry.shape[1] + col, moment(taken), values)
 
     def _row_event(
         self,
@@ -331,7 +334,13 @@ class XRFMap:
         )
 
     def _check_size(self, layout: XRFLayout) -> None:
-        """Refuse spectra that are too large before any place is taken for them."""
+        """Refuse what is too large before any place is taken for it."""
+        needed = self._geometry.size * (_BYTES + _CHANNEL_BYTES * len(layout.channels))
+        if needed > _MOST_BYTES:
+            raise NotUnderstood(
+                f"a map of {self._geometry.shape} pixels and {len(layout.channels)} channels takes"
+                f" {needed} bytes of memory, {_MOST_BYTES} are allowed"
+            )
         if layout.cube is None or self._xrf.cube is None:
             return
         needed = 4 * len(layout.channels) * self._geometry.size * layout.cube.bins

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from inscan.callbacks.geometry import ScanGeometry
+from inscan.callbacks.readings import MOST
 from inscan.callbacks.updates import Allocate, Notes
 from inscan.callbacks.xrf_columns import Column
 from inscan.callbacks.xrf_layout import XRFLayout
@@ -16,6 +17,7 @@ from inscan.callbacks.xrf_readers import RowValues, channel_values, column_sums
 __all__ = ["XRFArrays"]
 
 _BAD = "pixels with counts or live times that are negative or not finite: masked"
+_FAINT = "pixels with too little beam (I0 beside its median) for an exposure: masked"
 _NO_BEAM = "pixels without beam (I0 not positive): masked"
 
 
@@ -118,7 +120,7 @@ class XRFArrays:
         elif "spectrum" in values and self._layout.windows is not None:
             sums = [array[0] for array in self._layout.windows.sums(values["spectrum"][None])]
         live, i0 = values.get("live_time"), values.get("i0")
-        if i0 is not None and not 0 < i0 < np.inf:
+        if i0 is not None and not 0 < i0 < MOST:
             self._notes.add(_NO_BEAM)
             return
         if _plausible(sums, live):
@@ -128,7 +130,7 @@ class XRFArrays:
             if sums:
                 good &= _all_good(sums[0])
             if live is not None:
-                good &= (live > 0) & (live < np.inf)
+                good &= (live > 0) & (live < MOST)
         if good is not None and not good.all():
             self._notes.add(_BAD)
             if not good.any():
@@ -146,9 +148,9 @@ class XRFArrays:
         if i0 is not None:
             self._i0[pixel] = i0
         if "slow" in values:
-            self._position[0, pixel] = values["slow"]
+            self._position[0, pixel] = _place(values["slow"])
         if "fast" in values:
-            self._position[1, pixel] = values["fast"]
+            self._position[1, pixel] = _place(values["fast"])
         self._taken[pixel] = taken
         self._arrived[pixel] |= _EVENTS
 
@@ -166,7 +168,7 @@ class XRFArrays:
         """
         use = taken > self._taken[pixels]
         if row.i0 is not None:
-            beam = (row.i0 > 0) & (row.i0 < np.inf)
+            beam = (row.i0 > 0) & (row.i0 < MOST)
             dark = use & ~beam
             if dark.any():
                 self._notes.add(_NO_BEAM, times=int(dark.sum()))
@@ -175,7 +177,7 @@ class XRFArrays:
         if row.sums:
             good &= _all_good(row.sums[0])
         if row.live is not None:
-            good &= (row.live > 0) & (row.live < np.inf)
+            good &= (row.live > 0) & (row.live < MOST)
         bad = use & ~good.all(axis=1)
         if bad.any():
             self._notes.add(_BAD, times=int(bad.sum()))
@@ -192,7 +194,7 @@ class XRFArrays:
         if row.i0 is not None:
             self._i0[at] = row.i0[use]
         for axis, position in row.positions.items():
-            self._position[axis, at] = position[use]
+            self._position[axis, at] = _place(position[use])
         self._taken[at] = taken
         self._arrived[at] |= _EVENTS
 
@@ -213,25 +215,25 @@ class XRFArrays:
         if column.role in ("mcaroi", "spectrum"):
             self._place_counts(column, pixels, values)
         elif column.role == "live_time":
-            live = (values * column.factor).astype(np.float32)
+            live = values * column.factor
             if column.channel is None and not column.shape:
                 live = np.repeat(live[:, None], len(self._live), axis=1)
             else:
                 live = channel_values(self._layout, column, live)
-            good = (live > 0) & (live < np.inf)
+            good = (live > 0) & (live < MOST)
             self._count_bad(good)
             one = column.channel
             which = slice(None) if one is None else slice(one, one + 1)
             self._live[which, pixels] = np.where(good, live, 0).T
         elif column.role == "i0":
             beam = values.astype(np.float64)
-            good = (beam > 0) & (beam < np.inf)
+            good = (beam > 0) & (beam < MOST)
             if not good.all():
                 self._notes.add(_NO_BEAM, times=int((~good).sum()))
             self._i0[pixels] = np.where(good, beam, 0)
         else:
             axis = 0 if column.role == "slow" else 1
-            self._position[axis, pixels] = values.astype(np.float64) * column.factor
+            self._position[axis, pixels] = _place(values.astype(np.float64) * column.factor)
         self._arrived[pixels] |= _bit(group)
 
     def _place_counts(self, column: Column, pixels: np.ndarray, values: np.ndarray) -> None:
@@ -280,6 +282,11 @@ class XRFArrays:
         relative = np.where(measured, self._i0 / (self.i0_reference or 1.0), 0)
         exposure = self._out["exposure"].reshape(live.shape)
         np.multiply(live, relative, out=exposure, casting="same_kind")
+        unlit = measured & ~(exposure > 0).any(axis=0)
+        if unlit.any():
+            # So little beam that the exposure is none: nothing can be divided by it.
+            measured &= ~unlit
+            self._notes.set(_FAINT, int(unlit.sum()))
         self._out["measured"].reshape(-1)[...] = measured
         for axis in self._computed:
             planned = self._geometry.positions()[axis]
@@ -302,15 +309,20 @@ class XRFArrays:
 
 def _plausible(sums: list[np.ndarray], live: np.ndarray | None) -> bool:
     """Whether nothing is wrong with any channel; the quick way, for the usual case."""
-    # A sum is finite only when every value is.
-    if sums and not ((sums[0] >= 0).all() and math.isfinite(sums[0].sum())):
+    # A comparison with nan is false, also that of an extreme of values with nan among them.
+    if sums and not (sums[0].min() >= 0 and sums[0].max() < MOST):
         return False
-    return live is None or bool((live > 0).all() and math.isfinite(live.sum()))
+    return live is None or bool(live.min() > 0 and live.max() < MOST)
 
 
 def _all_good(counts: np.ndarray) -> np.ndarray:
     """Where every element (last axis) is finite and not negative."""
-    return np.logical_and.reduce((counts >= 0) & (counts < np.inf), axis=-1)
+    return np.logical_and.reduce((counts >= 0) & (counts < MOST), axis=-1)
+
+
+def _place(position: Any) -> Any:
+    """Positions, NaN where nothing can be."""
+    return np.where(np.abs(position) < MOST, position, np.nan)
 
 
 def _bit(group: int) -> np.uint64:

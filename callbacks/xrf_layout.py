@@ -121,7 +121,7 @@ def read_layout(
         wanted = [name for keys in ways if keys is not None for name in keys.names(source)]
         raise NotUnderstood(
             f"stream {descriptor['name']!r} has none of the keys {wanted} for source {source}; it"
-            f" has {', '.join(sorted(descriptor['data_keys']))[:300]}"
+            f" has {', '.join(sorted(map(str, descriptor['data_keys'])))[:300]}"
         )
     return _Reader(*found, descriptor, profile, incident_energy_ev).layout(positions, units)
 

@@ -134,7 +134,7 @@ def mcaroi_window(
     edges = []
     for template in (chosen.mcaroi_low_ev, chosen.mcaroi_high_ev):
         value = None if template is None else settings.get(fill(template, mcaroi=index))
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and 0 <= value <= _FARTHEST_EV:
             edges.append(float(value))
     if len(edges) == 2 and edges[0] < edges[1]:
         return edges[0], edges[1]

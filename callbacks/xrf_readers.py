@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from inscan.callbacks.readings import reading, readings
 from inscan.callbacks.xrf_columns import Column
 from inscan.callbacks.xrf_layout import XRFLayout
 
@@ -135,7 +136,7 @@ def read_row(layout: XRFLayout, data: Mapping[str, Any], most: int) -> RowValues
     for key, column in own.items():
         if key not in arrays:
             if key in data:  # one slow position for all
-                row.positions[0] = np.full(n, float(data[key]) * column.factor)
+                row.positions[0] = np.full(n, reading(data[key]) * column.factor)
             continue
         values = arrays[key][:n]
         if column.role in ("mcaroi", "spectrum"):
@@ -206,7 +207,7 @@ def event_readers(layout: XRFLayout) -> dict[str, Read]:
 
 def _scalar(key: str, factor: float) -> Read:
     def read(data: Mapping[str, Any]) -> np.ndarray:
-        return float(data[key]) * factor  # type: ignore[return-value]
+        return reading(data[key]) * factor  # type: ignore[return-value]
 
     return read
 
@@ -221,8 +222,8 @@ def _stacked(keys: tuple[str, ...], lead: tuple[int, ...], column: Column) -> Re
     get = itemgetter(*keys)
     if not column.shape:
         if column.factor == 1.0:
-            return lambda data: np.array(get(data), np.float64).reshape(shape)
-        return lambda data: np.array(get(data), np.float64).reshape(shape) * column.factor
+            return lambda data: readings(get(data)).reshape(shape)
+        return lambda data: readings(get(data)).reshape(shape) * column.factor
 
     def read(data: Mapping[str, Any]) -> np.ndarray:
         parts = [np.asarray(data[key]) for key in keys]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from inscan.callbacks.geometry import ScanGeometry
 from inscan.callbacks.profile import BeamlineProfile
+from inscan.callbacks.readings import MOST, reading
 from inscan.callbacks.units import scale
 from inscan.callbacks.updates import Notes
 
@@ -52,10 +52,10 @@ class SlowRows:
         """Take the position of row ``seq_num``, from 1; ValueError when it is no number."""
         if self._factor is None or self._key not in data or seq_num > self._n_rows:
             return
-        position = float(data[self._key]) * self._factor
+        position = reading(data[self._key]) * self._factor
         before = self._found.get(seq_num - 1)
         # Of two at the same time the larger, so that their order does not matter.
-        if math.isfinite(position) and (before is None or (taken, position) > before):
+        if abs(position) < MOST and (before is None or (taken, position) > before):
             self._found[seq_num - 1] = (taken, position)
 
     def positions(self) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from inscan.callbacks.updates import NotUnderstood, Update
+from inscan.callbacks.updates import NotUnderstood, Update, shortened
 from inscan.callbacks.wire import WireError, unpack
 from inscan.service.readers import Reader
 from inscan.service.repair import Mending
@@ -27,6 +27,8 @@ State = Literal["open", "closed", "passed_by", "failed", "held"]
 # Well above what a client may have under way, so only one that breaks the rules gets there.
 _MAX_QUEUE = 256
 _MAX_QUEUE_BYTES = 512 * 2**20
+MAX_START_BYTES = 16 * 2**20
+"""Most bytes of a start document: it is metadata."""
 
 
 class _Abandoned(Exception):
@@ -218,16 +220,20 @@ class RunIntake:
             logger.warning("run %s: %s", self.run_uid, self._gaps[-1])
         elif name == "start":
             if self._assembler is None:
-                self._start(doc)
+                self._start(doc, len(item[1]))
         elif name == "log":
             return
         elif self._assembler is None:
             self._without_start(doc if name == "stop" else None)
-        elif name == "stop":
+        elif name == "stop" and self._ours(doc):
             if not self._to_mend(doc):
                 self._finish(self._assembler(name, doc), "")
         else:
             self._show(self._assembler(name, doc))
+
+    def _ours(self, stop: Mapping[str, Any]) -> bool:
+        """Whether a stop is of this run: the assembler leaves another's out, and the run goes on."""
+        return stop.get("run_start", self.run_uid) == self.run_uid
 
     def _end(self, reason: str) -> None:
         """Process what there is of a run that ended without a stop, or with one that was lost."""
@@ -294,9 +300,16 @@ class RunIntake:
             return "gap", {"documents": 1, "reason": f"unreadable: {error}"}
         return name, doc
 
-    def _start(self, doc: dict[str, Any]) -> None:
+    def _start(self, doc: dict[str, Any], size: int = 0) -> None:
         if doc.get("uid") != self.run_uid:
-            self._pass_by(f"its start document has the uid {doc.get('uid')!r}")
+            self._pass_by(f"its start document has the uid {doc.get('uid')!r:.300}")
+            return
+        if size > MAX_START_BYTES:
+            # The journal keeps it, and every list of runs reads it.
+            self._fail(
+                f"too_large: its start document has {size} bytes, {MAX_START_BYTES} at most; bulk"
+                " belongs into events or files"
+            )
             return
         try:
             self._assembler = self.uses.open_run(doc)
@@ -330,19 +343,26 @@ class RunIntake:
         if self.state != "open":
             return
         if not updates and reason:
-            self.uses.on_failed(self.run_uid, reason)
-            self.reason, self.state = reason, "failed"
+            self._fail(reason)
         else:
             self.uses.on_closed(self.run_uid)
             self.state = "closed"
         self.close()
 
     def _pass_by(self, reason: str) -> None:
+        reason = shortened(reason)
         self.uses.on_passed_by(self.run_uid, reason)
         self.reason, self.state = reason, "passed_by"
 
+    def _fail(self, reason: str) -> None:
+        self.uses.on_failed(self.run_uid, reason)
+        self.reason, self.state = reason, "failed"
+
     def _broken(self, error: Exception) -> None:
-        self.reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError):
+            self.reason = f"too_large: its arrays do not fit into memory: {shortened(str(error))}"
+        else:
+            self.reason = shortened(f"{type(error).__name__}: {error}")
         logger.exception("run %s: %s", self.run_uid, self.reason)
         # The machine failed (disk full, no permission): the same documents may work later.
         held = isinstance(error, OSError)

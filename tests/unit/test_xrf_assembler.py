@@ -369,7 +369,7 @@ def test_more_events_than_the_shape_has():
         lambda doc: {key: value for key, value in doc.items() if key != "data"},
         lambda doc: changed(doc, xs_channel01_live_time="long"),
         lambda doc: changed(doc, xs_channel01_mcaroi01_total_rbv=[1.0, 2.0]),
-        lambda doc: changed(doc, sclr_i0=None),
+        lambda doc: changed(doc, sclr_i0="bright"),
     ],
 )
 def test_a_malformed_event_is_left_out_and_the_rest_stays(spoil):
