@@ -15,12 +15,14 @@ import socket
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import h5py
 import hdf5plugin  # noqa: F401  Registers detectors' compressors (bitshuffle, LZ4, ...) with h5py.
 import numpy as np
+
+from inscan.callbacks.hdf5_links import UnknownLink, look_up
 
 __all__ = [
     "MOST_BYTES",
@@ -29,6 +31,7 @@ __all__ = [
     "Roots",
     "check_numbers",
     "check_size",
+    "open_file",
     "open_hdf5",
     "regular_file",
 ]
@@ -147,8 +150,12 @@ class Roots:
             It is no array of numbers, or leads outside the data roots.
         """
         try:
-            dataset = file[name]
-        except (KeyError, OSError, ValueError) as error:
+            dataset = self._look_up(file, name)
+        except (FileRefused, NotReadable):
+            raise
+        except UnknownLink as error:
+            raise FileRefused(f"{path}: {error}") from error
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
             raise NotReadable(f"{path}: no dataset {name[:200]!r} yet: {error}") from error
         if not isinstance(dataset, h5py.Dataset):
             raise FileRefused(f"{path}: {name!r} is not an array with a row axis")
@@ -158,11 +165,30 @@ class Roots:
         self._follow(dataset, 0)
         return dataset
 
+    def _look_up(self, file: h5py.File, name: str) -> Any:
+        def other(linking: h5py.File, named: str) -> h5py.File:
+            here = self.confine(Path(linking.filename))
+            found = self._confine_named(here, named)
+            if not found:
+                raise NotReadable(f"{here} leads to {named[:200]!r}, which is not there (yet)")
+            return open_hdf5(found[0])
+
+        return look_up(file, name, other)
+
+    def _source(self, file: h5py.File, name: str) -> h5py.Dataset | None:
+        """A dataset that a virtual one is made of; one that is missing counts as empty."""
+        try:
+            found = self._look_up(file, name)
+        except KeyError:
+            return None
+        return found if isinstance(found, h5py.Dataset) else None
+
     def _follow(self, dataset: h5py.Dataset, depth: int) -> None:
         """Confine where a dataset's bytes come from: HDF5 can lead to other files in three ways."""
         here = self.confine(Path(dataset.file.filename))
         for other, *_ in dataset.external or ():
-            self._confine_named(here, str(other))
+            for path in self._confine_named(here, str(other)):
+                regular_file(path)
         if not dataset.is_virtual:
             return
         sources = {(s.file_name, s.dset_name) for s in dataset.virtual_sources()}
@@ -174,14 +200,14 @@ class Roots:
                     f"{here}: {dataset.name} names its files by a pattern: {file_name}"
                 )
             if file_name == ".":
-                inner = dataset.file.get(dset_name)
-                if isinstance(inner, h5py.Dataset):
+                inner = self._source(dataset.file, dset_name)
+                if inner is not None:
                     self._follow(inner, depth + 1)
                 continue
             for path in self._confine_named(here, file_name):
                 with open_hdf5(path) as file:
-                    inner = file.get(dset_name)
-                    if isinstance(inner, h5py.Dataset):
+                    inner = self._source(file, dset_name)
+                    if inner is not None:
                         self._follow(inner, depth + 1)
 
     def _confine_named(self, here: Path, name: str) -> list[Path]:
@@ -246,6 +272,48 @@ def regular_file(path: Path) -> int:
     return found.st_size
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a confined file (`Roots.confine`) for reading, not what has been put in its place since.
+
+    Raises
+    ------
+    NotReadable
+        It is not there, or was replaced in this very moment.
+    FileRefused
+        It has become a link to elsewhere, or is a pipe, a device or a folder.
+    """
+    regular_file(path)
+    try:
+        file = open(path, "rb", opener=_without_waiting)
+    except FileNotFoundError as error:
+        raise NotReadable(f"{path} is not there yet") from error
+    except OSError as error:
+        raise NotReadable(f"{path}: {error}") from error
+    try:
+        _check_opened(file.fileno(), path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # What was a file may be a pipe by now, and opening that would wait.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_opened(descriptor: int, path: Path) -> None:
+    """Hold what was opened against what was confined: between the two its name can be made to lead elsewhere."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise FileRefused(f"{path} is not a file")
+    opened = os.readlink(f"/proc/self/fd/{descriptor}")
+    if opened == str(path):
+        return
+    if os.path.dirname(opened) == str(path.parent):
+        raise NotReadable(f"{path} was replaced while it was opened")
+    raise FileRefused(f"{path} has become a link to {opened}, which is not opened")
+
+
 def open_hdf5(path: Path) -> h5py.File:
     """Open for reading without holding a lock that could stop the detector's writer.
 
@@ -253,16 +321,20 @@ def open_hdf5(path: Path) -> h5py.File:
     Files that can be read while they are written (superblock 3) carry a mark while a writer has
     them, which says whether it writes for readers. Older ones have only the writer's lock.
 
+    Parameters
+    ----------
+    path
+        Without links, as `Roots.confine` returns it.
+
     Raises
     ------
     NotReadable
         Missing, held by its writer, incomplete, or not HDF5 (yet).
     FileRefused
-        Not a regular file.
+        Not a regular file, or has become a link to elsewhere.
     """
-    regular_file(path)
     try:
-        with path.open("rb") as raw:
+        with open_file(path) as raw:
             head = raw.read(12)
             if len(head) < 12 or head[:8] != _SIGNATURE:
                 raise NotReadable(f"{path} is not HDF5 (yet)")
@@ -274,13 +346,19 @@ def open_hdf5(path: Path) -> h5py.File:
                 fcntl.flock(raw, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 fcntl.flock(raw, fcntl.LOCK_UN)
         try:
-            return _open(path, bool(writing), lockless=True)
+            file = _open(path, bool(writing), lockless=True)
         except OSError as error:
             # HDF5 wants one locking flag per file and process: the writer lives in this one.
             if "locking flag" not in str(error):
                 raise
-            return _open(path, bool(writing), lockless=False)
-    except NotReadable:
+            file = _open(path, bool(writing), lockless=False)
+        try:
+            _check_opened(file.id.get_vfd_handle(), path)
+        except BaseException:
+            file.close()
+            raise
+        return file
+    except (FileRefused, NotReadable):
         raise
     except FileNotFoundError as error:
         raise NotReadable(f"{path} is not there yet") from error

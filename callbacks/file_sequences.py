@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import string
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -24,8 +26,8 @@ from inscan.callbacks.file_access import (
     Roots,
     check_numbers,
     check_size,
+    open_file,
     open_hdf5,
-    regular_file,
 )
 
 __all__ = ["MULTIPART", "SINGLE", "FileSequence", "pages", "read_array", "rows_of_npy"]
@@ -42,6 +44,8 @@ SINGLE = ("image/tiff", "application/x-npy")
 
 _MOST_FILES = 10_000
 _WIDEST = 32
+# Kinds of TIFF whose series may lie in other files: those that the file names, or an index beside it.
+_ALONE: Mapping[str, Any] = {"is_ome": False, "is_ndtiff": False, "is_mmstack": False}
 
 
 class FileSequence:
@@ -160,11 +164,12 @@ def read_array(path: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     FileRefused
         Of another shape, or not numbers.
     """
-    if regular_file(path) == 0:
-        raise NotReadable(f"{path} is empty")
     reader = _READERS[kind.removeprefix("multipart/related;type=")]
     try:
-        return reader(path, shape)
+        with open_file(path) as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise NotReadable(f"{path} is empty")
+            return reader(file, path, shape)
     except (FileRefused, NotReadable):
         raise
     # What a file of any content makes a decoder raise, and a part of a file too.
@@ -185,9 +190,8 @@ def pages(path: Path, shape: tuple[int, ...], start: int, stop: int) -> np.ndarr
     NotReadable, FileRefused
         As `read_array`.
     """
-    regular_file(path)
     try:
-        with tifffile.TiffFile(path) as file:
+        with open_file(path) as opened, tifffile.TiffFile(opened, **_ALONE) as file:
             page = file.pages.first
             per_event = _per_event(page.shape, shape, path)
             check_numbers(np.dtype(page.dtype), str(path))
@@ -207,15 +211,15 @@ def pages(path: Path, shape: tuple[int, ...], start: int, stop: int) -> np.ndarr
 
 def rows_of_npy(path: Path, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
     """Read events of one NPY file; as `pages`, an event being one or several of its rows."""
-    regular_file(path)
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        per_event = _per_event(mapped.shape[1:], shape, path)
-        check_numbers(mapped.dtype, str(path))
-        check_size(((stop - start), *shape), mapped.dtype, f"{path}: events")
-        if mapped.ndim == 0 or len(mapped) < stop * per_event:
-            raise NotReadable(f"{path} holds {mapped.shape}, not {stop} events of {shape}")
-        return np.array(mapped[start * per_event : stop * per_event]).reshape(stop - start, *shape)
+        with open_file(path) as file:
+            stored = _npy_header(file, path)
+            per_event = _per_event(stored.shape[1:], shape, path)
+            check_size(((stop - start), *shape), stored.dtype, f"{path}: events")
+            if not stored.shape or stored.shape[0] < stop * per_event:
+                raise NotReadable(f"{path} holds {stored.shape}, not {stop} events of {shape}")
+            rows = _npy_rows(file, path, stored, start * per_event, stop * per_event)
+        return rows.reshape(stop - start, *shape)
     except (FileRefused, NotReadable):
         raise
     except (OSError, ValueError, EOFError) as error:
@@ -231,28 +235,73 @@ def _per_event(row: tuple[int, ...], shape: tuple[int, ...], path: Path) -> int:
     raise FileRefused(f"{path} has rows of {row}, the descriptor declares {shape}")
 
 
-def _tiff(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    # The series of an OME file may lie in other files, which it names.
-    with tifffile.TiffFile(path, is_ome=False) as file:
-        series = file.series[0]
+def _tiff(file: BinaryIO, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    with tifffile.TiffFile(file, **_ALONE) as tiff:
+        series = tiff.series[0]
         _fits(series.shape, series.dtype, shape, path)
         return series.asarray()
 
 
-def _npy(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    _fits(mapped.shape, mapped.dtype, shape, path)
-    return np.array(mapped)
+def _npy(file: BinaryIO, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    stored = _npy_header(file, path)
+    _fits(stored.shape, stored.dtype, shape, path)
+    return _npy_rows(file, path, stored, 0, stored.shape[0] if stored.shape else 1)
 
 
-def _jpeg(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    with Image.open(path, formats=["JPEG"]) as image:
+@dataclass(frozen=True)
+class _Stored:
+    """What the header of an NPY file says."""
+
+    shape: tuple[int, ...]
+    by_columns: bool
+    dtype: np.dtype
+    offset: int
+
+
+def _npy_header(file: BinaryIO, path: Path) -> _Stored:
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise FileRefused(f"{path}: NPY version {version}")
+    shape, by_columns, dtype = readers[version](file)
+    check_numbers(dtype, str(path))
+    return _Stored(tuple(int(n) for n in shape), bool(by_columns), dtype, file.tell())
+
+
+def _npy_rows(file: BinaryIO, path: Path, stored: _Stored, start: int, stop: int) -> np.ndarray:
+    """Rows by reading, never by mapping: who cut a mapped file short would end this process."""
+    if stored.by_columns:
+        whole = _values(file, path, stored, 0, math.prod(stored.shape))
+        array = whole.reshape(stored.shape, order="F")
+        return np.ascontiguousarray(array[start:stop]) if stored.shape else array
+    row = math.prod(stored.shape[1:])
+    values = _values(file, path, stored, start * row, (stop - start) * row)
+    return values.reshape(stop - start, *stored.shape[1:]) if stored.shape else values[0]
+
+
+def _values(file: BinaryIO, path: Path, stored: _Stored, first: int, count: int) -> np.ndarray:
+    nbytes = check_size((count,), stored.dtype, f"{path}: what is read at once")
+    begin = stored.offset + first * stored.dtype.itemsize
+    if os.fstat(file.fileno()).st_size < begin + nbytes:
+        raise NotReadable(f"{path} is cut short (so far)")
+    file.seek(begin)
+    values = np.fromfile(file, stored.dtype, count)
+    if values.size < count:
+        raise NotReadable(f"{path} was cut short while it was read")
+    return values
+
+
+def _jpeg(file: BinaryIO, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    with Image.open(file, formats=["JPEG"]) as image:
         bands = len(image.getbands())
         _fits((image.height, image.width, bands), np.dtype("u1"), shape, path)
         return np.asarray(image)
 
 
-_READERS: Mapping[str, Callable[[Path, tuple[int, ...]], np.ndarray]] = {
+_READERS: Mapping[str, Callable[[BinaryIO, Path, tuple[int, ...]], np.ndarray]] = {
     "image/tiff": _tiff,
     "image/jpeg": _jpeg,
     "application/x-npy": _npy,

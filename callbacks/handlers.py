@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -36,6 +37,7 @@ from inscan.callbacks.file_access import (
     Roots,
     check_numbers,
     check_size,
+    open_file,
     open_hdf5,
     regular_file,
 )
@@ -157,6 +159,7 @@ def read_frame_files(
         raise FileRefused(
             f"{spec}: {len(files)} files of one frame do not make the declared {shape}"
         )
+    opened = _identities(files)
     for path in files:
         _check_header(spec, path, frame, roots)
     try:
@@ -166,11 +169,24 @@ def read_frame_files(
     # A file that is still written makes a decoder raise anything.
     except Exception as error:  # noqa: BLE001
         raise NotReadable(f"{spec} {files[0]}: cannot be read (yet): {error}") from error
+    # The handler opens them by name, which may have been made to lead elsewhere meanwhile.
+    if _identities(files) != opened:
+        raise NotReadable(f"{spec} {files[0]}: was replaced while it was read")
     if found.size != math.prod(shape):
         raise FileRefused(
             f"{spec} {files[0]}: holds {found.shape}, the descriptor declares {shape}"
         )
     return found.reshape(shape)
+
+
+def _identities(files: list[Path]) -> list[tuple[int, int]]:
+    """Which files the names lead to now; refused where that is not where they led when they were confined."""
+    found = []
+    for path in files:
+        with open_file(path) as file:
+            status = os.fstat(file.fileno())
+            found.append((status.st_dev, status.st_ino))
+    return found
 
 
 def _check_header(spec: str, path: Path, frame: tuple[int, ...], roots: Roots) -> None:
@@ -184,11 +200,11 @@ def _check_header(spec: str, path: Path, frame: tuple[int, ...], roots: Roots) -
             found, dtype = dataset.shape, dataset.dtype
     elif spec == "AD_TIFF":
         try:
-            with tifffile.TiffFile(path) as file:
-                if file.is_ome:
-                    raise FileRefused(f"{path} is OME-TIFF, which may lead to other files")
+            with open_file(path) as opened, tifffile.TiffFile(opened) as file:
+                if file.is_ome or file.is_ndtiff or file.is_mmstack:
+                    raise FileRefused(f"{path} is a kind of TIFF that may lead to other files")
                 found, dtype = file.series[0].shape, np.dtype(file.series[0].dtype)
-        except FileRefused:
+        except (FileRefused, NotReadable):
             raise
         except Exception as error:  # noqa: BLE001
             raise NotReadable(f"{path} is not TIFF (yet): {error}") from error
@@ -208,7 +224,7 @@ def _check_header(spec: str, path: Path, frame: tuple[int, ...], roots: Roots) -
 def _spe_header(path: Path, size: int) -> tuple[tuple[int, ...], np.dtype]:
     if size < _SPE_HEADER:
         raise NotReadable(f"{path} is shorter than an SPE header")
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(_SPE_HEADER)
     x, y = (int(np.frombuffer(head, "<u2", 1, at)[0]) for at in (42, 656))
     frames = int(np.frombuffer(head, "<u4", 1, 1446)[0])

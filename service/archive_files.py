@@ -7,8 +7,10 @@ does that.
 import csv
 import fnmatch
 import gzip
+import io
 import math
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,10 @@ MOST_BYTES = 16 << 30
 """Nothing larger is read at once; `--crop` takes a part."""
 _LISTED = 40
 _TEXT_BYTES = 64 << 20
+_MOST_MEMBERS = 10_000
+_NPY_HEADER_BYTES = 10_000
+# Kinds of TIFF whose series may lie in other files: those that the file names, or an index beside it.
+_ALONE: Mapping[str, Any] = {"_multifile": False, "is_ndtiff": False, "is_mmstack": False}
 
 Found = tuple[dict[str, ArchiveDataset], dict[str, Mapping[str, Any]]]
 
@@ -150,7 +156,10 @@ def _limited(name: str, shape: Sequence[int], dtype: np.dtype, path: Path) -> No
 def _npz(path: Path) -> Found:
     datasets: dict[str, ArchiveDataset] = {}
     with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
+        members = archive.namelist()
+        if len(members) > _MOST_MEMBERS:
+            raise ArchiveError(f"{path}: {len(members)} arrays, at most {_MOST_MEMBERS} are listed")
+        for member in members:
             with archive.open(member) as file:
                 header = _npy_header(file)
             if header is not None:
@@ -174,12 +183,17 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype] | None:
     """Shape and dtype, None for what holds Python objects or no array."""
     try:
         version = np.lib.format.read_magic(file)
-        reader = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
+        reader, length_format = {
+            (1, 0): (np.lib.format.read_array_header_1_0, "<H"),
+            (2, 0): (np.lib.format.read_array_header_2_0, "<I"),
         }[version]
-        shape, _, dtype = reader(file)
-    except (ValueError, KeyError, EOFError):
+        length = file.read(struct.calcsize(length_format))
+        # numpy takes as many bytes as the header says it has, gigabytes out of a small compressed file.
+        (size,) = struct.unpack(length_format, length)
+        if size > _NPY_HEADER_BYTES:
+            return None
+        shape, _, dtype = reader(io.BytesIO(length + file.read(size)))
+    except (ValueError, KeyError, EOFError, struct.error):
         return None
     return None if dtype.hasobject else (tuple(int(n) for n in shape), dtype)
 
@@ -202,7 +216,7 @@ def _tiff(path: Path) -> Found:
     from inscan.profiles.measured import page_names
 
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(path, **_ALONE) as file:
             series = [(tuple(one.shape), one.dtype, str(one.axes)) for one in file.series]
             labels = page_names(file, path)
     except (tifffile.TiffFileError, IndexError, TypeError) as error:
@@ -223,7 +237,7 @@ def _tiff_reader(path: Path, number: int) -> Callable[[Part], np.ndarray]:
     def read(part: Part) -> np.ndarray:
         import tifffile
 
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(path, **_ALONE) as file:
             series = file.series[number]
             _limited("pages", series.shape, np.dtype(series.dtype or "u1"), path)
             return np.asarray(series.asarray())[part]

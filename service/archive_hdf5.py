@@ -8,6 +8,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from inscan.callbacks.file_access import Roots, open_hdf5
+from inscan.callbacks.hdf5_links import look_up
 from inscan.service.archive_types import ArchiveDataset, ArchiveError, Part
 
 _MOST_NODES = 20_000
@@ -87,15 +89,19 @@ def _walk(
 
 
 def _node(group: h5py.Group, name: str, path: Path) -> Any:
-    """What a name leads to; None for a link that is broken, or leads to a file elsewhere."""
-    link = group.get(name, getlink=True)
-    if isinstance(link, h5py.ExternalLink):
-        target = (path.parent / link.filename).resolve()
-        if not target.is_relative_to(path.parent.resolve()):
-            return None
+    """What a name leads to; None for a link that is broken, or leads to a file elsewhere, also by way of others."""
+    roots = Roots([path.parent])
+
+    def beside(linking: h5py.File, named: str) -> h5py.File:
+        return open_hdf5(roots.confine(Path(linking.filename).resolve().parent / named))
+
     try:
-        return group[name]
-    except (KeyError, OSError):
+        found = look_up(group, name, beside)
+        if isinstance(found, h5py.Dataset) and (found.is_virtual or found.external):
+            inside = str(found.name)
+            return roots.dataset(found.file, inside, Path(found.file.filename))
+        return found
+    except (KeyError, OSError, ValueError):
         return None
 
 

@@ -12,10 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import h5py
 import numpy as np
 
-from inscan.callbacks.file_access import open_hdf5
+from inscan.callbacks.file_access import Roots, open_hdf5
 from inscan.callbacks.hdf5_rows import row_selection
 from inscan.callbacks.sources.tiled_files import External
 
@@ -128,10 +127,9 @@ def _why_not(
     if not all(one.is_here for one in owners):
         return f"{uri} cannot be read here"
     try:
-        with open_hdf5(Path(unquote(urlsplit(uri).path))) as file:
-            found = file[dataset]
-            if not isinstance(found, h5py.Dataset):
-                return f"{uri}: {dataset} is no array"
+        path = Path(unquote(urlsplit(uri).path)).resolve()
+        with open_hdf5(path) as file:
+            found = Roots([path.parent]).dataset(file, dataset, path)
             frames = {row_selection(found, one.shape, {}, one.key).per_event for one in owners}
             length = len(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -116,7 +116,7 @@ def test_npy_files(tmp_path):
     np.testing.assert_array_equal(found, IMAGES)
     np.testing.assert_array_equal(found, by_tiled(doc, (8, 9), N))
     np.save(tmp_path / "img_0.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(NotReadable):
+    with pytest.raises(FileRefused, match="expected numbers"):
         read(tmp_path, doc, (8, 9))
 
 

@@ -170,7 +170,7 @@ def test_tiff_files_stay_within_the_data_roots(tmp_path):
 def test_a_tiff_that_may_lead_to_other_files_is_refused(tmp_path, reader):
     kwargs = tiffs(tmp_path, frame_per_point=1)
     tifffile.imwrite(tmp_path / "scan_000000.tiff", FRAMES[0], ome=True)
-    with pytest.raises(FileRefused, match="OME-TIFF"):
+    with pytest.raises(FileRefused, match="may lead to other files"):
         reader("AD_TIFF", tmp_path, kwargs, {"point_number": 0}, (4, 5))
 
 
@@ -238,7 +238,7 @@ def test_files_of_the_simulated_detectors_of_ophyd(tmp_path, reader):
     found = reader("NPY_SEQ", tmp_path / "sim", {}, {"index": 3}, (4, 5))
     np.testing.assert_array_equal(found, FRAMES[3])
     np.save(tmp_path / "sim_4.npy", np.array([{"a": 1}]), allow_pickle=True)
-    with pytest.raises(NotReadable):
+    with pytest.raises(FileRefused, match="holds object; expected numbers"):
         reader("NPY_SEQ", tmp_path / "sim", {}, {"index": 4}, (1,))
 
 
