@@ -101,9 +101,8 @@ class Dispatcher:
     def place_for(self, key: str, fence: int) -> Path | None:
         """Where the result of a dispatch may be put, or None when that dispatch is over."""
         peer = self._roster.holder(key, fence)
-        if peer is None or peer.work is None or peer.work.cancelled:
-            return None
-        return Path(peer.work.job.result_path)
+        work = None if peer is None else peer.work
+        return None if work is None or work.cancelled else Path(work.job.result_path)
 
     def mail(self, item: object) -> None:
         """Take what another thread of the service posted."""
@@ -159,6 +158,7 @@ class Dispatcher:
             self._send(identity, "ERR", Notice(code="protocol", message=text))
             return
         self._roster.welcome(identity, hello)
+        self._journal.leases.came_back(hello.worker)
         _log.info("worker %s on %s", hello.worker, hello.device)
         welcome = Welcome(
             protocol=PROTOCOL,

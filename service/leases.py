@@ -16,6 +16,8 @@ MAX_CRASHED_WORKERS = 2
 """A job that took down so many different workers is quarantined."""
 MAX_CRASHES = 4
 """The same where one and the same worker was lost every time."""
+MAX_TRIES = 10
+"""Failures and lost dispatches together: so often may the network come between a job and its workers."""
 MAX_BACKOFF_S = 60.0
 
 
@@ -152,7 +154,8 @@ class Leases:
         """A worker was lost while it held the job: queue it again, or quarantine it."""
         with self._file.transaction() as c:
             row = c.execute(
-                "SELECT worker, crashes FROM jobs WHERE key = ? AND fence = ? AND state = 'leased'",
+                "SELECT worker, crashes, failures FROM jobs"
+                " WHERE key = ? AND fence = ? AND state = 'leased'",
                 (key, fence),
             ).fetchone()
             if row is None:
@@ -160,7 +163,8 @@ class Leases:
             crashes = [*json.loads(row[1]), row[0]]
             c.execute("UPDATE jobs SET crashes = ? WHERE key = ?", (json.dumps(crashes), key))
             lost = len(set(crashes))
-            if lost >= MAX_CRASHED_WORKERS or len(crashes) >= MAX_CRASHES:
+            tried = len(crashes) + row[2] >= MAX_TRIES
+            if lost >= MAX_CRASHED_WORKERS or len(crashes) >= MAX_CRASHES or tried:
                 text = (
                     f"quarantined after {len(crashes)} lost dispatches on {lost} workers; "
                     f"the last: {reason}"
@@ -169,6 +173,25 @@ class Leases:
             else:
                 self._requeue(c, key, len(crashes), "crash", reason)
         return True
+
+    def came_back(self, worker: str) -> int:
+        """A worker that had not been heard of lives: its jobs did not kill it. How many that concerned.
+
+        Each such loss counts as a failed try instead, so that a job that silences workers time and again ends as well.
+        """
+        with self._file.transaction() as c:
+            rows = c.execute(
+                "SELECT key, crashes FROM jobs WHERE state IN ('queued', 'leased') AND crashes != '[]'"
+            ).fetchall()
+            rows = [(key, json.loads(crashes)) for key, crashes in rows]
+            rows = [(key, crashes) for key, crashes in rows if worker in crashes]
+            for key, crashes in rows:
+                left = [name for name in crashes if name != worker]
+                c.execute(
+                    "UPDATE jobs SET crashes = ?, failures = failures + ? WHERE key = ?",
+                    (json.dumps(left), len(crashes) - len(left), key),
+                )
+        return len(rows)
 
     def retry(self, key: str, fence: int, code: str, reason: str) -> bool:
         """A try failed in a way that may pass: queue the job again after a pause, or give up."""

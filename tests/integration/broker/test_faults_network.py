@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from inscan.service import transfer, worker_loop
+from inscan.service.host import boot_id
+from inscan.service.leases import MAX_TRIES, Leases
 from inscan.service.messages import PROTOCOL
 from inscan.service.processed import Processed, ResultArray
 from inscan.service.result_file import read_result, write_result
@@ -164,6 +166,38 @@ def test_a_broker_that_was_frozen_takes_no_worker_for_lost(rig, wait_until):
     (rig.state / "go").touch()
     found = rig.reaches(key, "computed")
     assert found["dispatches"] == 1 and found["lost_on"] == []
+
+
+def test_a_worker_whose_line_was_cut_has_not_been_killed_by_its_job(rig_in, wait_until):
+    rig = rig_in(lease_s=0.6)
+    key = rig.submit("run-1")
+    cut: list[bool] = []
+    between = MessageRelay(rig.address, lambda *_: "drop" if cut else "pass")
+    try:
+        rig.address = between.address
+        worker = rig.worker("wait")
+        rig.begun(worker)
+        cut.append(True)
+        wait_until(lambda: rig.journal.job(key)["lost_on"], "its lease ends")
+        cut.clear()
+        wait_until(lambda: not rig.journal.job(key)["lost_on"], "it is back")
+        (rig.state / "go").touch()
+        assert rig.reaches(key, "computed")["failures"] == 1
+    finally:
+        between.stop()
+
+
+def test_losses_of_workers_that_came_back_are_tries_and_end_as_well(rig):
+    key = rig.submit("run-1")
+    now = [0.0]
+    leases = Leases(rig.journal._file, clock=lambda: now[0], boot=boot_id(), backoff_s=1.0)
+    for n in range(MAX_TRIES):
+        assert rig.state_of(key) != "failed"
+        now[0] += 100.0
+        job, _ = leases.lease(f"worker-{n}", 60.0)
+        leases.crashed(key, job.fence, "it was not heard of again")
+        leases.came_back(f"worker-{n}")
+    assert rig.journal.job(key)["code"] == "quarantined"
 
 
 def test_a_service_that_was_away_longer_than_a_lease_takes_no_worker_for_lost(
