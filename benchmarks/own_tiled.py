@@ -14,7 +14,7 @@ class OwnTiled:
     """A Tiled that nobody looks after but us; its files are in `folder`."""
 
     def __init__(self, folder: Path, readable: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._port = free_port()
         self.key = "0123456789abcdef" * 2
         self.uri = f"http://127.0.0.1:{self._port}"
@@ -29,11 +29,11 @@ class OwnTiled:
 
     def launch(self) -> None:
         """Start it; it listens at once and answers in seconds."""
-        with socket.socket() as listener, (self._folder / "tiled.log").open("ab") as log:
+        with socket.socket() as listener, (self.folder / "tiled.log").open("ab") as log:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", self._port))
             listener.listen(128)
-            command = ["-m", "inscan.service.tiled_child", str(self._folder / "config.yml")]
+            command = ["-m", "inscan.service.tiled_child", str(self.folder / "config.yml")]
             self.process = subprocess.Popen(
                 [sys.executable, *command, str(listener.fileno()), str(os.getpid())],
                 env={**os.environ, "TILED_SINGLE_USER_API_KEY": self.key},

@@ -251,7 +251,7 @@ class Writer:
         job, result = found
         started = time.monotonic()
         path = Path(result.result_path)
-        self._say("writing")
+        self._say("writing", self._status.reason)
         try:
             # The same time at each try tells a run that we began ourselves from another writer's.
             now = self._begun.setdefault(key, time.time())
@@ -275,6 +275,7 @@ class Writer:
         self._keep_weights(job, result, path)
         self._journal.committed(key, run.uid, tuple(self._proposals(job, result)))
         self._settled(key)
+        self._say("writing", self._patience.told())
         took = time.monotonic() - started
         self._status = dataclasses.replace(
             self._status, committed=self._status.committed + 1, last_s=took
