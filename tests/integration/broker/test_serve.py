@@ -260,7 +260,11 @@ def test_a_run_of_nobody_and_one_without_sense_end_by_name(running, linked):
 def test_status_tells_what_there_is(running, wait_until):
     status = wait_until(lambda: s if (s := running.ask("status"))["workers"] else None, "a worker")
     assert status["pid"] == running.process.pid
-    assert status["addresses"] == {k: v for k, v in running.addresses.items() if k != "pid"}
+    assert status["addresses"] == {
+        k: v for k, v in running.addresses.items() if k not in ("pid", "curve")
+    }
+    assert running.addresses["curve"] == []
+    assert {(s["keys"], s["refused"], s["cut"]) for s in status["sockets"]} == {("none", 0, 0)}
     assert status["writer"]["state"] in ("idle", "writing")
     assert {"version", "uptime_s", "runs", "jobs", "proposals", "spool", "messages"} <= set(status)
 
