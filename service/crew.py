@@ -88,7 +88,16 @@ class Crew:
     def _start(self, member: _Member) -> None:
         member.restart_at = None
         member.started = time.monotonic()
-        member.child.start()
+        try:
+            member.child.start()
+        except OSError as error:
+            # No memory, no process or no open file to be had: of the machine, and it passes.
+            self._again_after(member, f"{member.child.name} cannot be started: {error}")
+
+    def _again_after(self, member: _Member, reason: str) -> None:
+        member.restart_at = time.monotonic() + member.pause
+        _log.warning("%s; tried again in %g s", reason, member.pause)
+        member.pause = min(2 * member.pause, _LONGEST_PAUSE_S)
 
     def look_after(self) -> None:
         """Start again what has ended, with growing pauses. From the thread that called `start`."""
@@ -98,14 +107,12 @@ class Crew:
             if child.alive:
                 continue
             if member.restart_at is None:
+                reason = f"{child.name} ended with status {child.returncode}"
                 if child.pid is not None:
-                    reason = f"{child.name} ended with status {child.returncode}"
-                    _log.warning("%s; see %s", reason, child.log_path)
                     self._broker.post(WorkerLost(child.pid, reason))
                 if child.returncode == EXIT_STUCK or now - member.started > 2 * _LONGEST_PAUSE_S:
                     member.pause = _FIRST_PAUSE_S
-                member.restart_at = now + member.pause
-                member.pause = min(2 * member.pause, _LONGEST_PAUSE_S)
+                self._again_after(member, f"{reason}; see {child.log_path}")
             elif now >= member.restart_at:
                 self._start(member)
 

@@ -1,6 +1,7 @@
 """A Tiled server of our own: one child process, its files in the state directory, its key readable by us alone."""
 
 import http.client
+import logging
 import os
 import secrets
 import signal
@@ -20,6 +21,7 @@ from inscan.service.tiled_http import TiledHTTP
 _KEY_VARIABLE = "TILED_SINGLE_USER_API_KEY"
 _LOG_LIMIT_BYTES = 8 << 20
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+_log = logging.getLogger(__name__)
 
 
 class TiledServerError(RuntimeError):
@@ -238,8 +240,12 @@ class EmbeddedTiled:
         return f"its log {self.log_path} says: {' / '.join(errors or said[-3:]) or 'nothing'}"
 
     def _note(self, text: str) -> None:
-        with self.log_path.open("a", encoding="utf-8") as log:
-            log.write(f"[inscan {time.strftime('%Y-%m-%dT%H:%M:%S')}] {text}\n")
+        try:
+            with self.log_path.open("a", encoding="utf-8") as log:
+                log.write(f"[inscan {time.strftime('%Y-%m-%dT%H:%M:%S')}] {text}\n")
+        except OSError as error:
+            # A full disk must not end the thread that starts Tiled again.
+            _log.warning("Tiled: %s (its log cannot be written: %s)", text, error)
 
     def _write_config(self) -> Path:
         data = self.directory / "data"
