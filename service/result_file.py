@@ -13,6 +13,7 @@ import numpy as np
 
 from inscan.service.digest import digest_arrays
 from inscan.service.disk import blames_machine, give_back, reserve
+from inscan.service.plain_hdf5 import array_in, member
 from inscan.service.processed import BornWeights, Processed, ResultArray
 
 FORMAT = 1
@@ -137,11 +138,10 @@ def read_result(path: Path) -> StoredResult:
             found = str(file.attrs["inscan_format"])
             if found != str(FORMAT):
                 raise ResultFileError(f"{path}: result format {found}, this version reads {FORMAT}")
-            group = file[DATA]
-            assert isinstance(group, h5py.Group)
+            group = member(file, DATA)
             arrays = [_read_array(name, group) for name in json.loads(str(group.attrs["order"]))]
             report, regions, meta = (_json(file, name) for name in ("report", "regions", "meta"))
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, AttributeError, TypeError) as error:
         if blames_machine(error):
             raise
         raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
@@ -164,12 +164,11 @@ def read_weights(path: Path) -> BornWeights | None:
         with h5py.File(path, "r") as file:
             if WEIGHTS not in file:
                 return None
-            stored = file[f"{WEIGHTS}/safetensors"]
-            assert isinstance(stored, h5py.Dataset)
+            stored = array_in(file, f"{WEIGHTS}/safetensors")
             if (count := int(stored.size or 0)) > MAX_WEIGHTS_BYTES:
                 raise ResultFileError(f"{path}: {count} bytes of weights are too many")
             return BornWeights(np.asarray(stored[...]).tobytes(), _json(file, "weights/card"))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise ResultFileError(f"{path}: its weights cannot be read: {error}") from error
 
 
@@ -207,8 +206,7 @@ def _fill(
 
 
 def _read_array(name: str, group: h5py.Group) -> ResultArray:
-    dataset = group[name]
-    assert isinstance(dataset, h5py.Dataset)
+    dataset = array_in(group, name)
     labels = dataset.attrs.get("labels")
     return ResultArray(
         name=name,
@@ -220,8 +218,7 @@ def _read_array(name: str, group: h5py.Group) -> ResultArray:
 
 
 def _json(file: h5py.File, name: str) -> Any:
-    dataset = file[f"entry/{name}"]
-    assert isinstance(dataset, h5py.Dataset)
+    dataset = member(file, f"entry/{name}")
     return json.loads(str(dataset.asstr()[()]))
 
 

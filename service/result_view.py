@@ -9,6 +9,7 @@ import numpy as np
 
 from inscan.service.digest import digest_arrays
 from inscan.service.disk import blames_machine
+from inscan.service.plain_hdf5 import array_in, member
 from inscan.service.result_file import DATA, ResultFileError
 
 
@@ -87,16 +88,14 @@ def digest_of(path: Path) -> str:
 
 
 def _group(file: h5py.File) -> h5py.Group:
-    group = file[DATA]
+    group = member(file, DATA)
     if not isinstance(group, h5py.Group):
         raise KeyError(f"{DATA} is no group")
     return group
 
 
 def _describe(name: str, group: h5py.Group) -> StoredArray:
-    dataset = group[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise KeyError(f"{DATA}/{name} is no dataset")
+    dataset = array_in(group, name)
     labels = dataset.attrs.get("labels")
     return StoredArray(
         name=name,
@@ -111,9 +110,8 @@ def _describe(name: str, group: h5py.Group) -> StoredArray:
 
 
 def _mapped(path: Path, file: h5py.File, array: StoredArray) -> np.ndarray:
-    dataset = file[array.dataset]
-    assert isinstance(dataset, h5py.Dataset)
+    dataset = array_in(file, array.dataset)
     offset = dataset.id.get_offset()
-    if offset is None:  # nothing stored (an empty array), or not contiguous
+    if offset is None:  # nothing stored: an empty array
         return np.asarray(dataset[...])
     return np.memmap(path, array.dtype, "r", offset, array.shape)
