@@ -13,6 +13,7 @@ from inscan.service import (
     cli_evaluate,
     cli_export,
     cli_forward,
+    cli_jobs,
     cli_keys,
     cli_models,
     cli_process,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 cli_run.add_to(app)
 cli_query.add_to(app)
+cli_jobs.add_to(app)
 cli_proposals.add_to(app)
 cli_recommend.add_to(app)
 cli_models.add_to(app)

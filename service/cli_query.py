@@ -18,7 +18,7 @@ from inscan.service.cli_answers import (
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this module."""
-    for command in (status, jobs, show, weights, doctor):
+    for command in (status, show, weights, doctor):
         app.command()(command)
 
 
@@ -47,26 +47,6 @@ def status(state: State = None, as_json: Json = False) -> None:
             typer.echo(f"{key}: {', '.join(known) or 'none'}")
         else:
             typer.echo(f"{key}: {value}")
-
-
-def jobs(
-    state: State = None,
-    failed: Annotated[
-        bool, typer.Option("--failed", help="only failed ones, with the reason")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """List the jobs of the journal."""
-    answer = ask(state, "jobs", state="failed" if failed else None)["jobs"]
-    if as_json:
-        print_json(answer)
-        return
-    columns = {"scan": "scan_id", "run": "run_uid", "recipe": "recipe", "state": "state"}
-    if any("@" in row["stream"] for row in answer):
-        columns |= {"stream": "stream"}
-    columns |= {"verdict": "verdict", "result": "result_uid", "weights": "fitted"}
-    columns |= {"reason": "reason"}
-    print_rows("failed job" if failed else "job", answer, columns)
 
 
 def show(

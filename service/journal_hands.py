@@ -82,6 +82,14 @@ class HandsJournal:
             found.setdefault(key, []).append(step)
         return found
 
+    def runs_to_retry(self, most: int = 200) -> set[str]:
+        """The latest runs with a failed job, which could be tried again if its arrays are kept."""
+        rows = self._file.rows(
+            "SELECT run_uid FROM jobs WHERE state = 'failed' AND thin = 0 ORDER BY seq DESC LIMIT ?",
+            (most,),
+        )
+        return {run_uid for (run_uid,) in rows}
+
     def unrecorded(self) -> list[dict[str, Any]]:
         """Failed jobs whose failure is not known to be in Tiled, oldest first."""
         rows = self._file.rows(

@@ -7,6 +7,7 @@ from typing import Any
 
 from inscan.service.approval import GATED, Approval
 from inscan.service.broker import Broker
+from inscan.service.job_requests import JobRequests
 from inscan.service.journal import Journal
 from inscan.service.queue_rescans import QueueRescans
 from inscan.service.rescan_states import Rescans
@@ -61,6 +62,7 @@ class Requests:
         self._queue = queue
         self._approval = approval
         self._sockets = sockets
+        self._people = JobRequests(journal, broker.mailbox)
         self._since = time.monotonic()
 
     def __call__(self, op: str, fields: dict[str, Any], peer: bytes) -> Mapping[str, Any]:
@@ -77,7 +79,9 @@ class Requests:
         """
         known: dict[str, Callable[..., Mapping[str, Any]]] = {
             "status": self._status,
-            "jobs": self._jobs,
+            "jobs": self._people.jobs,
+            "retry": self._people.retry,
+            "quarantine": self._people.quarantine,
             "runs": self._runs,
             "outcome": self._outcome,
             "proposals": self._proposals,
@@ -107,18 +111,16 @@ class Requests:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._since, 1),
             **self._journal.status(),
+            "journal": self._journal.health(),
             "snapshots": {"waiting": broker["snapshots"]},
             "writer": dict(self._writer()),
-            "spool": {"runs": len(self._spool.runs()), "bytes": self._spool.used()},
+            "spool": self._spool.status(),
             "messages": {**broker["counts"], **self._ingest(), **self._approval.counts},
             "sockets": self._sockets(),
             "workers": broker["workers"],
             "sources": self._sources.rows(),
             **({"queueserver": self._queue.status()} if self._queue.wanted else {}),
         }
-
-    def _jobs(self, state: str | None = None, run_uid: str | None = None) -> Mapping[str, Any]:
-        return {"jobs": self._journal.jobs(state, run_uid)}
 
     def _runs(self, state: str | None = None, limit: int = 200) -> Mapping[str, Any]:
         rows = self._journal.runs(state, limit)

@@ -18,7 +18,7 @@ from inscan.service.composites import Composites
 from inscan.service.crew import PREFIX, Crew
 from inscan.service.forwarders import Forwarders
 from inscan.service.ingest import Ingest
-from inscan.service.janitor import sweep, tidy_results
+from inscan.service.janitor import look_after_journal, sweep, tidy_results
 from inscan.service.journal import Journal
 from inscan.service.keys import Keyring
 from inscan.service.mailbox import Mailbox, Outcome
@@ -102,6 +102,7 @@ class Service:
         self._spool.require(settings.spool_dir, 0)
         self._journal = Journal(settings.journal_path)
         self._stack.callback(self._journal.close)
+        self._stack.callback(self._journal.keep_copy, every_s=0)
         tidy_results(self._journal, settings.results_dir)
         released = self._journal.leases.release_workers(PREFIX)
         if released:
@@ -317,6 +318,12 @@ class Service:
                 self._spool,
                 settings.live_dir,
                 keep_spool=settings.keep_spool,
+                needed=self._composites.keeps,
+            )
+            look_after_journal(
+                self._journal,
+                settings.results_dir,
+                budget=settings.journal_budget,
                 needed=self._composites.keeps,
             )
             self._rescans.expire()

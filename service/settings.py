@@ -178,6 +178,8 @@ class Settings(_Strict):
     """A run without `stop` whose link is gone for so long is recorded as incomplete."""
     spool_budget: int = Field(default=200 * GIB, gt=0)
     """Most bytes the spool may hold."""
+    journal_budget: int = Field(default=2 * GIB, gt=0)
+    """Bytes the journal may take before old jobs whose results are in Tiled are thinned out."""
     min_free: int = Field(default=GIB, ge=0)
     """Bytes of the disk that the spool leaves free."""
     keep_spool: bool = False

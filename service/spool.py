@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from inscan.service.result_file import sync_path
 
 META = "meta.json"
 METAS = "meta*.json"
+_REMEMBERED_S = 120.0  # a run that was refused is tried again every 30 s
+_MOST_REFUSALS = 256
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
@@ -28,6 +32,15 @@ class SpoolError(OSError):
 
 class NoDiskSpace(SpoolError):
     """Too little space for what a run declares; says how much is needed and how much is there."""
+
+
+@dataclass
+class _Refusal:
+    """Why something was refused, how many bytes were missing that nobody has heard of yet, and when."""
+
+    said: str
+    missing: int
+    at: float
 
 
 class Spool:
@@ -49,6 +62,7 @@ class Spool:
         self._min_free = min_free
         self._open: dict[str, SpoolRun] = {}
         self._lock = threading.Lock()
+        self._refused: dict[Path, _Refusal] = {}
         root.mkdir(parents=True, exist_ok=True)
 
     def run(self, run_uid: str) -> "SpoolRun":
@@ -85,6 +99,9 @@ class Spool:
         folder = self.folder(run_uid)
         if folder is not None:
             shutil.rmtree(folder)
+        with self._lock:
+            for path in [one for one in self._refused if one.parent.name == run_uid]:
+                del self._refused[path]
 
     def runs(self) -> list[str]:
         """Uids of the runs that have a folder."""
@@ -105,6 +122,29 @@ class Spool:
         files = [] if folder is None else folder.iterdir()
         return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
 
+    def status(self) -> dict[str, Any]:
+        """For `inscan status`: how much there is, and a `warning` while runs wait for room."""
+        found: dict[str, Any] = {"runs": len(self.runs()), "bytes": self.used()}
+        now = time.monotonic()
+        with self._lock:
+            for path in [p for p, one in self._refused.items() if now - one.at > _REMEMBERED_S]:
+                del self._refused[path]
+            runs = {path.parent.name for path in self._refused}
+            latest = next(reversed(self._refused.values()), None)
+        if latest is not None:
+            found["warning"] = (
+                f"{len(runs)} runs wait for room, their documents stay in their logs: {latest.said}"
+            )
+        return found
+
+    def take_shortage(self) -> int:
+        """Bytes that were missing where something was refused; each refusal is told once."""
+        with self._lock:
+            missing = sum(one.missing for one in self._refused.values())
+            for one in self._refused.values():
+                one.missing = 0
+        return missing
+
     def require(self, path: Path, nbytes: int) -> None:
         """Refuse what would not fit.
 
@@ -116,19 +156,33 @@ class Spool:
         status = os.statvfs(self.root)
         free = status.f_bavail * status.f_frsize - self._min_free
         if nbytes > free:
-            raise NoDiskSpace(
+            raise self._no_room(
+                path,
+                nbytes - free,
                 f"no disk space for {path}: {_mib(nbytes)} needed, {_mib(max(0, free))} free "
                 "beyond "
-                f"the {_mib(self._min_free)} kept (setting min_free); free some or move state_dir"
+                f"the {_mib(self._min_free)} kept (setting min_free); free some or move state_dir",
             )
         left = self._budget - self.used()
         if nbytes > left:
-            raise NoDiskSpace(
+            raise self._no_room(
+                path,
+                nbytes - left,
                 f"no room in the spool for {path}: {_mib(nbytes)} needed, {_mib(max(0, left))} "
                 "left "
                 f"of spool_budget {_mib(self._budget)}; results that wait for Tiled hold their "
-                "input"
+                "input",
             )
+        with self._lock:
+            self._refused.pop(path, None)
+
+    def _no_room(self, path: Path, missing: int, text: str) -> NoDiskSpace:
+        with self._lock:
+            self._refused.pop(path, None)
+            while len(self._refused) >= _MOST_REFUSALS:
+                del self._refused[next(iter(self._refused))]
+            self._refused[path] = _Refusal(text, missing, time.monotonic())
+        return NoDiskSpace(text)
 
 
 class SpoolRun:

@@ -47,6 +47,8 @@ COMMANDS = [
     ("proposals",),
     ("recommend",),
     ("approve",),
+    ("retry",),
+    ("quarantine",),
     ("refuse",),
     ("show",),
     ("weights",),
