@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ class _Member:
     pause: float = _FIRST_PAUSE_S
     started: float = 0.0
     restart_at: float | None = None
+    killed_before: int = 0  # by the kernel, of all processes, when it was started
 
 
 class Crew:
@@ -88,6 +90,7 @@ class Crew:
     def _start(self, member: _Member) -> None:
         member.restart_at = None
         member.started = time.monotonic()
+        member.killed_before = _killed_for_memory()
         try:
             member.child.start()
         except OSError as error:
@@ -107,7 +110,7 @@ class Crew:
             if child.alive:
                 continue
             if member.restart_at is None:
-                reason = f"{child.name} ended with status {child.returncode}"
+                reason = f"{child.name} {_ended(child.returncode, member.killed_before)}"
                 if child.pid is not None:
                     self._broker.post(WorkerLost(child.pid, reason))
                 if child.returncode == EXIT_STUCK or now - member.started > 2 * _LONGEST_PAUSE_S:
@@ -127,3 +130,24 @@ class Crew:
         self.dismiss()
         for member in self._members:
             member.child.stop(max(0.1, deadline - time.monotonic()))
+
+
+def _ended(status: int | None, killed_before: int) -> str:
+    """How a process ended, for people: it becomes the reason of a job in quarantine."""
+    if status is None or status >= 0:
+        return f"ended with status {status}"
+    text = f"was killed by {signal.Signals(-status).name}"
+    if -status != signal.SIGKILL:
+        return text
+    if _killed_for_memory() > killed_before:
+        return f"{text}: memory ran out, the kernel killed what took most"
+    return f"{text}, by somebody or for want of memory"
+
+
+def _killed_for_memory() -> int:
+    """How many processes this machine's kernel has killed because memory ran out."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

@@ -1,8 +1,18 @@
 """What a worker computes on: chosen before torch is loaded, described after."""
 
+import errno
 import os
 
 import psutil
+
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "alloc_failed",
+    "can't start new thread",
+)
+"""How torch, CUDA's libraries and Python say it where they raise a bare RuntimeError."""
 
 
 def choose(device: str | None, threads: int | None) -> None:
@@ -69,10 +79,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory, of the CPU or the GPU, ran out."""
     if isinstance(error, MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM  # a file that could not be mapped
     # torch's own class cannot be named without loading torch, and on a CPU it raises a bare
     # RuntimeError.
-    text = str(error)
+    text = str(error).lower()
     return type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError)
-        and ("can't allocate memory" in text or "not enough memory" in text)
+        isinstance(error, RuntimeError) and any(words in text for words in _WORDS)
     )
