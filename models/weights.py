@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 __all__ = ["SHIPPED", "Weights", "WeightsError", "load_weights", "save_weights"]
 
 SHIPPED = Path(__file__).with_name("weights")
+_MOST_BYTES, _MOST_CARD_BYTES = 1 << 30, 16 << 20
 _CARD_KEYS = ("name", "sha256", "licence", "training", "architecture")
 
 
@@ -102,19 +104,40 @@ def load_weights(name: str, folder: Path = SHIPPED) -> Weights:
         if not needed.is_file():
             there = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
             raise FileNotFoundError(f"no weights {needed}; weights in {folder}: {there}")
-    card = json.loads(card_path.read_text())
+    card = _card(card_path)
     missing = [key for key in _CARD_KEYS if key not in card]
     if missing:
         raise WeightsError(f"the model card {card_path} lacks {', '.join(missing)}")
-    blob = path.read_bytes()
+    blob = _bounded(path, _MOST_BYTES)
     found = hashlib.sha256(blob).hexdigest()
     if found != card["sha256"]:
         raise WeightsError(
             f"{path} has SHA-256 {found}, its card says {card['sha256']}: the file is damaged or "
             "belongs to another card; install inscan again or retrain"
         )
-    tensors = {key: value.float() for key, value in load(blob).items()}
+    try:
+        tensors = {key: value.float() for key, value in load(blob).items()}
+    except SafetensorError as error:
+        raise WeightsError(f"{path} fits its card and is no safetensors file: {error}") from error
     return Weights(name, tensors, card)
+
+
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(_bounded(path, _MOST_CARD_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is no model card: {error}") from error
+    if not isinstance(card, dict):
+        raise WeightsError(f"{path} is no model card: expected keys and values")
+    return card
+
+
+def _bounded(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise WeightsError(f"{path} is larger than any of ours: more than {most} bytes")
+    return content
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -17,6 +17,7 @@ STEM = "denoiser"
 _PER_LINE = 3
 _MOST = 200
 _SHORTEST = 4
+_MOST_BYTES = 64 << 20
 
 
 class ShelfError(ValueError):
@@ -242,10 +243,17 @@ def read_weights_file(path: Path) -> BornWeights:
     ShelfError
         When a file is missing or not readable, or they do not belong together.
     """
+    if path.suffix != ".safetensors":
+        raise ShelfError(f"weights {path}: expected NAME.safetensors with its card NAME.json")
     beside = path.with_suffix(".json")
     try:
+        for file in (path, beside):
+            if not file.is_file():
+                raise FileNotFoundError(f"no such file: {file}")
+            if file.stat().st_size > _MOST_BYTES:
+                raise ValueError(f"{file} has more than {_MOST_BYTES} bytes")
         blob, card = path.read_bytes(), json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ShelfError(
             f"weights {path} with card {beside.name} cannot be read: {error}"
         ) from error
