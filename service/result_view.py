@@ -1,13 +1,15 @@
 """What a result file holds, without reading it: shapes and axes of its arrays, and a check of their digest in place."""
 
+import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from inscan.service.digest import digest_arrays
+from inscan.service.digest import BLOCK, Content, digest_contents
 from inscan.service.disk import blames_machine
 from inscan.service.plain_hdf5 import array_in, member
 from inscan.service.result_file import DATA, ResultFileError
@@ -70,17 +72,27 @@ def describe(path: Path) -> list[StoredArray]:
 
 
 def digest_of(path: Path) -> str:
-    """Digest of the arrays in a result file, mapped instead of read into memory.
+    """Digest of the arrays in a result file, which is read piece by piece.
+
+    Not mapped: a page that the disk cannot give, or that somebody cuts off meanwhile, would end the process.
 
     Raises
     ------
     FileNotFoundError, ResultFileError
         As `describe`.
+    OSError
+        When the disk fails.
     """
     stored = describe(path)
     try:
-        with h5py.File(path, "r") as file:
-            return digest_arrays({array.name: _mapped(path, file, array) for array in stored})
+        with h5py.File(path, "r") as file, path.open("rb", buffering=0) as raw:
+            return digest_contents(
+                {
+                    array.name: Content(array.dtype, array.shape, array.nbytes, blocks)
+                    for array in stored
+                    for blocks in (_blocks(raw, file, array),)
+                }
+            )
     except (OSError, KeyError, ValueError, TypeError) as error:
         if blames_machine(error):
             raise
@@ -109,9 +121,18 @@ def _describe(name: str, group: h5py.Group) -> StoredArray:
     )
 
 
-def _mapped(path: Path, file: h5py.File, array: StoredArray) -> np.ndarray:
-    dataset = array_in(file, array.dataset)
-    offset = dataset.id.get_offset()
-    if offset is None:  # nothing stored: an empty array
-        return np.asarray(dataset[...])
-    return np.memmap(path, array.dtype, "r", offset, array.shape)
+def _blocks(raw: io.FileIO, file: h5py.File, array: StoredArray) -> Iterator[memoryview]:
+    offset = array_in(file, array.dataset).id.get_offset()
+    if offset is None:
+        return  # nothing stored: an empty array
+    buffer = memoryview(bytearray(BLOCK))
+    for start in range(0, array.nbytes, BLOCK):
+        size = min(BLOCK, array.nbytes - start)
+        raw.seek(offset + start)
+        got = 0
+        while got < size:
+            more = raw.readinto(buffer[got:size])
+            if not more:
+                raise ResultFileError(f"{raw.name}: {array.name} ends after {start + got} bytes")
+            got += more
+        yield buffer[:size]
