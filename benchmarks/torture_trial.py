@@ -12,7 +12,7 @@ import numpy as np
 from own_tiled import OwnTiled
 from torture_check import Ends, NotNow, Watch
 from torture_end import count, left_behind
-from torture_rig import Host, Rig, kill, runs_now
+from torture_rig import Host, Rig, begun, kill, runs_now
 from torture_runs import KINDS, Kind, expected, uid_of
 
 Victim = Literal["worker", "host", "service", "tiled", "all"]
@@ -128,9 +128,12 @@ class Trial:
             reader.start()
             if self.setup.real:
                 self._refer()
-            for victim in self._order():
-                self._kill(victim)
-            self._drain()
+            try:
+                for victim in self._order():
+                    self._kill(victim)
+                self._drain()
+            except TimeoutError as error:
+                self.problems.append(str(error))
             gone = {pid for one in self.log for pid in one.pids}
             self.ends = count(self.rig, self._wanted(), self.stopped, self.expected, gone)
             for problem in self.watch.problems:
@@ -248,7 +251,7 @@ class Trial:
             self.turn()
         one = Kill(time.time(), victim, self.rig.phases())
         if victim == "worker":
-            pids = [self._worker(aim == "running")]
+            pids = [self._worker()]
         elif victim == "host":
             chosen = rng.choice([host for _, host in self._hosts if host.alive])
             pids = [chosen.process.pid]
@@ -268,12 +271,15 @@ class Trial:
                 host.finish()
         self.log.append(one)
 
-    def _worker(self, at_work: bool) -> int:
+    def _worker(self) -> int:
+        """One that is at work, mostly; else the oldest, which is not just starting."""
         pids = [child.pid for child in self.rig.family() if child.kind == "worker"]
         pids += [worker.pid for worker in self.rig.workers if runs_now(worker)]
         names = [row[0] for row in self.rig.rows("SELECT worker FROM jobs WHERE state = 'leased'")]
         busy = [pid for pid in pids if any(f"-{pid}-" in name for name in names)]
-        return self._rng.choice(busy if at_work and busy else pids)
+        if busy and self._rng.random() < 0.7:
+            return self._rng.choice(busy)
+        return min(pids, key=begun, default=0)
 
     def _tiled_pid(self) -> int | None:
         if self.own_tiled is not None:
@@ -303,7 +309,7 @@ class Trial:
         while time.monotonic() < end:
             self.turn()
 
-    def _until(self, condition: Any, what: str, deadline_s: float = 120.0) -> None:
+    def _until(self, condition: Any, what: str, deadline_s: float = 300.0) -> None:
         end = time.monotonic() + deadline_s
         while not condition():
             if time.monotonic() > end:
