@@ -62,6 +62,8 @@ class TcpProxy:
     line : Line
     seed : int
         Of the damage.
+    host : str
+        Address of this machine to listen at.
 
     Attributes
     ----------
@@ -71,9 +73,12 @@ class TcpProxy:
         ``connections``, ``cut``, ``flipped`` (bits), ``truncated`` (connections), ``up`` and ``down`` (bytes passed).
     """
 
-    def __init__(self, target: str, line: Line | None = None, *, seed: int = 1) -> None:
+    def __init__(
+        self, target: str, line: Line | None = None, *, seed: int = 1, host: str = "127.0.0.1"
+    ) -> None:
         host, _, port = target.rpartition("://")[2].rstrip("/").rpartition(":")
         self.line = line or Line()
+        self._host = host
         self.counts: Counter[str] = Counter()
         self.address = ""
         self._target = (host, int(port))
@@ -108,7 +113,7 @@ class TcpProxy:
             self._loop.close()
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1024)
+        server = await asyncio.start_server(self._accept, self._host, 0, backlog=1024)
         host, port = server.sockets[0].getsockname()
         self.address = f"{host}:{port}"
         self._ready.set()
