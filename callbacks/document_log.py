@@ -228,7 +228,7 @@ class DocumentLog:
                     run.busy, run.elsewhere = False, True
                     self._forget(run)
                 continue
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 trouble = str(error)
             with self._lock:
                 run.busy = False
@@ -301,7 +301,7 @@ class DocumentLog:
                 uid,
                 self.directory,
             )
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             run.reason = str(error)
             self._unwritten(uid, run, name, parts)
 
@@ -395,7 +395,7 @@ class DocumentLog:
         if run.log is not None:
             try:
                 self._mark(run.log, run.lost, run.reason)
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 logger.warning("inscan: the gap in run %s cannot be marked: %s", uid, error)
             run.log.live = False
         del self._runs[uid]

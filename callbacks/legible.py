@@ -4,7 +4,7 @@ Called in the RunEngine's thread with whatever people put into metadata, so noth
 somebody over a network, or raise: the text of a foreign object is asked for only where that is known to be harmless.
 """
 
-import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,33 +15,52 @@ from inscan.callbacks.wire import MAX_DEPTH, WireError, pack_parts
 __all__ = ["legible"]
 
 _MAX_TEXT = 2000
-_MAX_PARTS = 20_000  # looked at in one document: cycles have no end, and their number doubles with each level
+_MAX_PARTS = (
+    5000  # looked at in one document: cycles have no end, and their number doubles with each level
+)
+_MAX_S = 0.05
 _MAX_ARRAY = 10_000  # elements of an object array, or of a list that cannot be packed as it is
-_MANY = (list, tuple, set, frozenset, dict)
+_SCALARS = (str, int, float, bool, type(None))
+_PLAIN = (int, complex, bytes, bytearray, range, type)
+_HARMLESS = (
+    "datetime",
+    "decimal",
+    "enum",
+    "fractions",
+    "ipaddress",
+    "numpy",
+    "pathlib",
+    "uuid",
+    "zoneinfo",
+)
+"""Modules whose classes have a representation of their own."""
 
 
 class _Parts:
-    """How many parts of a document may still be looked at."""
+    """How many parts of a document may still be looked at, and for how much of this thread's time."""
 
     def __init__(self) -> None:
         self.left = _MAX_PARTS
+        self.until = time.thread_time() + _MAX_S
 
     def take(self) -> bool:
         self.left -= 1
-        return self.left >= 0
+        return self.left >= 0 and time.thread_time() < self.until
 
 
 def legible(value: Any) -> Any:
     """What can be packed instead of a value that cannot.
 
-    Foreign objects become the text of their representation where their class has it from Python's library or NumPy,
-    else the name of their class; object arrays become lists, masked entries NaN, long integers text. What is fine
-    stays as it is. Never raises, and looks at a bounded number of parts.
+    Foreign objects become the text of their representation where their class has it from a few modules of Python's
+    library or NumPy, else the name of their class; object arrays become lists, masked entries NaN, long integers
+    text. What is fine stays as it is. Never raises, and looks at a bounded number of parts.
     """
     return _legible(value, 0, _Parts())
 
 
 def _legible(value: Any, depth: int, parts: _Parts) -> Any:
+    if type(value) in _SCALARS:  # such as the uid: whatever else there is, these stay
+        return value if _packs(value) else _text(value)
     if not parts.take():
         return _name_of(value)
     if _packs(value):
@@ -100,17 +119,12 @@ def _text(value: Any) -> str:
 
 
 def _harmless(value: Any) -> bool:
-    """Whether the representation comes from Python's library or NumPy and asks no other object for its own."""
+    """Whether its representation asks no other object for its own, and nobody else for anything."""
     kind = type(value)
     if kind is tuple:  # as a key of a mapping
         return all(isinstance(item, str | int | float | None) for item in value)
-    if issubclass(kind, _MANY):
-        return False
-    for owner in kind.__mro__:
-        if "__repr__" in owner.__dict__:
-            module = owner.__module__.partition(".")[0]
-            return owner is not object and (module == "numpy" or module in sys.stdlib_module_names)
-    return False
+    owner = next((one for one in kind.__mro__ if "__repr__" in one.__dict__), object)
+    return owner in _PLAIN or owner.__module__.partition(".")[0] in _HARMLESS
 
 
 def _name_of(value: Any) -> str:
