@@ -16,7 +16,7 @@ from inscan.callbacks.link import host_id
 from inscan.callbacks.wire import Message, WireError
 from inscan.service import spool
 from inscan.service.acceptance import accept, fenced_path, settle_failure
-from inscan.service.events import Look, Submit, WorkerLost
+from inscan.service.events import Look, Submit, TakenOut, WorkerLost
 from inscan.service.journal import Journal
 from inscan.service.mailbox import Mailbox, MailboxFullError, Outcome, SnapshotDone
 from inscan.service.messages import (
@@ -29,8 +29,8 @@ from inscan.service.messages import (
     Notice,
     Partial,
     Ticket,
-    Welcome,
 )
+from inscan.service.peer_messages import job_content, other_major, read, read_hello, welcome
 from inscan.service.roster import Assignment, Peer, Roster, SnapshotQueue
 from inscan.service.settings import Settings
 from inscan.service.writer import Prepare
@@ -111,6 +111,10 @@ class Dispatcher:
                 self._submitted(job)
             case WorkerLost():
                 self._worker_lost(item)
+            case TakenOut(key):
+                for peer in self._roster.at_work_on(key):
+                    self._cancel(peer, "it was taken out of the queue")
+                self._ended(key)
             case _:
                 raise TypeError(f"the broker takes no {type(item).__name__}")
 
@@ -123,7 +127,7 @@ class Dispatcher:
             When it makes no sense; nothing has changed then.
         """
         if message.kind == "HELLO":
-            self._hello(identity, Hello.model_validate(message.header))
+            self._hello(identity, read_hello(message.header))
             return
         peer = self._roster.peers.get(identity)
         if peer is None:
@@ -132,17 +136,18 @@ class Dispatcher:
             )
             return
         peer.seen = time.monotonic()
+        minor = peer.hello.protocol[1]
         match message.kind:
             case "HB":
-                self._beat(peer, Heartbeat.model_validate(message.header))
+                self._beat(peer, read(Heartbeat, message.header, minor))
             case "PARTIAL":
-                self._moved(peer, Partial.model_validate(message.header))
+                self._moved(peer, read(Partial, message.header, minor))
             case "DONE":
-                ticket = Ticket.model_validate(message.header)
+                ticket = read(Ticket, message.header, minor)
                 content = wire.unpack(message.chunks[0], max_bytes=_MAX_RESULT)
-                self._done(peer, ticket, InferenceResult.model_validate(content))
+                self._done(peer, ticket, read(InferenceResult, content, minor))
             case "FAIL":
-                self._failed(peer, Fail.model_validate(message.header))
+                self._failed(peer, read(Fail, message.header, minor))
             case "DRAIN":
                 peer.draining, peer.credit = True, 0
             case "BYE":
@@ -151,24 +156,15 @@ class Dispatcher:
                 raise WireError(f"kind {message.kind!r} is not of this protocol")
 
     def _hello(self, identity: bytes, hello: Hello) -> None:
-        if hello.protocol[0] != PROTOCOL[0]:
+        refusal = other_major(hello, self._version)
+        if refusal:
             self.counts["refused"] += 1
-            text = f"this worker is inscan {hello.version}, broker protocol {hello.protocol[0]}; the service is"
-            text += f" {self._version}, protocol {PROTOCOL[0]}: install the same version on both"
-            self._send(identity, "ERR", Notice(code="protocol", message=text))
+            self._send(identity, "ERR", Notice(code="protocol", message=refusal))
             return
         self._roster.welcome(identity, hello)
         self._journal.leases.came_back(hello.worker)
         _log.info("worker %s on %s", hello.worker, hello.device)
-        welcome = Welcome(
-            protocol=PROTOCOL,
-            version=self._version,
-            host_id=host_id(),
-            hb_s=self._settings.hb_s,
-            lease_s=self._settings.lease_s,
-            spool=self.spool_address,
-        )
-        self._send(identity, "WELCOME", welcome)
+        self._send(identity, "WELCOME", welcome(self._settings, self._version, self.spool_address))
 
     def _beat(self, peer: Peer, beat: Heartbeat) -> None:
         peer.rss = beat.rss
@@ -199,7 +195,7 @@ class Dispatcher:
     def _adopt(self, peer: Peer, beat: Heartbeat) -> Assignment | None:
         """A worker that kept on while the service was away keeps its job, if its lease still stands."""
         assert beat.key is not None
-        job = self._journal.leased(beat.key, beat.fence)
+        job = self._journal.leased(beat.key, beat.fence, peer.hello.worker)
         if job is None:
             return None
         now = time.monotonic()
@@ -247,7 +243,13 @@ class Dispatcher:
     def _failed(self, peer: Peer, fail: Fail) -> None:
         work = peer.work
         ours = work is not None and work.ticket == (fail.key, fail.fence)
-        if settle_failure(self._journal, fail):
+        if fail.code == "bad_job" and peer.hello.protocol[1] < PROTOCOL[1]:
+            # An older worker may not know what a newer service asks for; another one will.
+            self._journal.leases.release(fail.key, fail.fence)
+            text = f"inscan {peer.hello.version} cannot read this service's jobs: update it"
+            self._send(peer.identity, "ERR", Notice(code="protocol", message=text))
+            peer.draining = True
+        elif settle_failure(self._journal, fail):
             self._ended(fail.key)
         if ours and work is not None:
             spool.discard_frozen(work.job)
@@ -321,7 +323,7 @@ class Dispatcher:
     def _give(self, peer: Peer, job: InferenceJob, waited: float) -> None:
         now = time.monotonic()
         ticket = Ticket(key=job.key, fence=job.fence)
-        if self._send(peer.identity, "JOB", ticket, wire.pack(job.model_dump(mode="json"))):
+        if self._send(peer.identity, "JOB", ticket, job_content(job, peer.hello.protocol[1])):
             peer.work, peer.credit = Assignment(job, started=now, moved=now, waited=waited), 0
             return
         # Its connection is gone; if it lives it will say HELLO again.

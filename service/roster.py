@@ -9,6 +9,7 @@ from typing import Any
 
 from inscan.service.messages import Hello, InferenceJob
 
+_LONGEST_S = 7 * 86400.0  # a scan
 _MOST_PACES = 256
 """Runs whose pace is remembered: some end without a word to the broker."""
 
@@ -95,6 +96,10 @@ class Roster:
             if peer.work is not None:
                 peer.work.started += seconds
                 peer.work.moved += seconds
+
+    def at_work_on(self, key: str) -> list[Peer]:
+        """Who works on any dispatch of a job."""
+        return [peer for peer in self if peer.work is not None and peer.work.job.key == key]
 
     def idle(self) -> list[Peer]:
         """Workers to be given jobs."""
@@ -186,11 +191,16 @@ class SnapshotQueue:
 
 
 def _pace_since_start(job: InferenceJob, rows: int) -> float | None:
-    """Seconds for each row so far, by the date in the start document: a guess until the next snapshot."""
+    """Seconds for each row so far, by the date in the start document: a guess until the next snapshot.
+
+    None where the dates do not go together, of two machines or before and after the clock was set: a run that seems to
+    begin in the future would be at its end at once.
+    """
     started = job.meta.get("start_time")
     if not rows or not isinstance(started, int | float):
         return None
-    return max(0.0, time.time() - started) / rows
+    since = time.time() - started
+    return since / rows if 0 < since < _LONGEST_S else None
 
 
 def _rows_in_all(job: InferenceJob) -> int | None:

@@ -119,6 +119,7 @@ def test_an_older_dispatch_that_reports_late_is_recorded_and_changes_nothing(rig
     peer.send(
         "FAIL", {"key": key, "fence": 1, "code": "cancelled", "message": "", "retryable": True}
     )
+    peer.hear("ACK")
     second = peer.job()
     assert second.fence == 2 and second.result_path != first.result_path
     write(second, 2.0)
