@@ -11,6 +11,7 @@ from pathlib import Path
 
 from inscan.service.children import MALLOC_TUNING, Child
 from inscan.service.events import WorkerLost
+from inscan.service.key_file import NOT_FOR_WORKERS
 from inscan.service.mailbox import Mailbox
 from inscan.service.worker_loop import EXIT_STUCK
 
@@ -26,6 +27,7 @@ class _Member:
     pause: float = _FIRST_PAUSE_S
     started: float = 0.0
     restart_at: float | None = None
+    reason: str = ""
     killed_before: int = 0  # by the kernel, of all processes, when it was started
 
 
@@ -79,7 +81,8 @@ class Crew:
         env = {"GLIBC_TUNABLES": MALLOC_TUNING, "OMP_NUM_THREADS": str(share)}
         env |= environment or {}
         self._members = [
-            _Member(Child(f"worker-{number}", arguments, logs, env)) for number in range(count)
+            _Member(Child(f"worker-{number}", arguments, logs, env, NOT_FOR_WORKERS))
+            for number in range(count)
         ]
 
     def start(self) -> None:
@@ -99,8 +102,19 @@ class Crew:
 
     def _again_after(self, member: _Member, reason: str) -> None:
         member.restart_at = time.monotonic() + member.pause
+        member.reason = reason
         _log.warning("%s; tried again in %g s", reason, member.pause)
         member.pause = min(2 * member.pause, _LONGEST_PAUSE_S)
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Workers that are down: why, and when they are started again."""
+        now = time.monotonic()
+        return {
+            member.child.name: f"{member.reason}; started again in {max(0.0, due - now):.0f} s"
+            for member in self._members
+            if (due := member.restart_at) is not None
+        }
 
     def look_after(self) -> None:
         """Start again what has ended, with growing pauses. From the thread that called `start`."""

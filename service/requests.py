@@ -26,6 +26,8 @@ class Requests:
         What does not change: version, addresses, state directory.
     writer, ingest : callable
         What these threads say of themselves.
+    troubles : callable
+        What the main thread cannot do at present, and why.
     sources : SourceTable
         What forwarders say of themselves.
     queue : QueueRescans
@@ -45,6 +47,7 @@ class Requests:
         about: Mapping[str, Any],
         *,
         writer: Callable[[], Mapping[str, Any]],
+        troubles: Callable[[], Mapping[str, str]] = dict,
         ingest: Callable[[], Mapping[str, Any]],
         sources: SourceTable,
         queue: QueueRescans,
@@ -57,6 +60,7 @@ class Requests:
         self._rescans = rescans
         self._about = about
         self._writer = writer
+        self._troubles = troubles
         self._ingest = ingest
         self._sources = sources
         self._queue = queue
@@ -114,6 +118,7 @@ class Requests:
             "journal": self._journal.health(),
             "snapshots": {"waiting": broker["snapshots"]},
             "writer": dict(self._writer()),
+            "troubles": dict(self._troubles()),
             "spool": self._spool.status(),
             "messages": {**broker["counts"], **self._ingest(), **self._approval.counts},
             "sockets": self._sockets(),

@@ -14,6 +14,7 @@ from inscan.callbacks.profile import BeamlineProfile, load_profile
 from inscan.service.access import Access
 from inscan.service.approval import Approval
 from inscan.service.broker import Broker
+from inscan.service.chores import Chores
 from inscan.service.composites import Composites
 from inscan.service.crew import PREFIX, Crew
 from inscan.service.forwarders import Forwarders
@@ -69,6 +70,7 @@ class Service:
         self._stack = ExitStack()
         self._threads: dict[str, Any] = {}
         self._next_sweep = 0.0
+        self._chores = Chores()
         self._running = False
         self._ingest_open = False
         self._forwarders: Forwarders | None = None
@@ -197,6 +199,7 @@ class Service:
                 "addresses": self.addresses,
             },
             writer=lambda: vars(self._writer.status),
+            troubles=lambda: self._chores.troubles | self._crew.troubles,
             ingest=lambda: dict(self._ingest.counts),
             sources=self._source_table,
             queue=self._queue,
@@ -306,27 +309,19 @@ class Service:
         dead = [name for name, thread in self._threads.items() if not thread.alive]
         if dead:
             raise ServiceError(f"the {' and the '.join(dead)} ended; the log says why")
-        self._crew.look_after()
+        do = self._chores.do
+        do("workers", self._crew.look_after)
         if self._forwarders is not None:
-            self._forwarders.look_after()
-        self._composites.look()
+            do("forwarders", self._forwarders.look_after)
+        do("composites", self._composites.look)
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + _SWEEP_S
-            settings = self._settings
-            sweep(
-                self._journal,
-                self._spool,
-                settings.live_dir,
-                keep_spool=settings.keep_spool,
-                needed=self._composites.keeps,
-            )
-            look_after_journal(
-                self._journal,
-                settings.results_dir,
-                budget=settings.journal_budget,
-                needed=self._composites.keeps,
-            )
-            self._rescans.expire()
+            given, keeps = self._settings, self._composites.keeps
+            spool = (self._journal, self._spool, given.live_dir)
+            journal, budget = (self._journal, given.results_dir), given.journal_budget
+            do("spool", lambda: sweep(*spool, keep_spool=given.keep_spool, needed=keeps))
+            do("journal", lambda: look_after_journal(*journal, budget=budget, needed=keeps))
+            do("old proposals", self._rescans.expire)
 
     def stop(self) -> None:
         """Take no more documents, let jobs end and results be written within their graces, end everything. Once."""

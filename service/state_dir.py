@@ -1,12 +1,16 @@
 """The state directory: made, locked against a second owner, and saying where its service is."""
 
+import errno
 import fcntl
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from inscan.service.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 class StateError(OSError):
@@ -41,10 +45,7 @@ class StateDir:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StateError(
-                f"state directory {self.path} cannot be used: {error.strerror or error}; "
-                "make it writable, or choose another with --state or the setting state_dir"
-            ) from error
+            raise self._unusable(error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -54,8 +55,20 @@ class StateDir:
                 f"state directory {self.path} belongs to a running service (process {owner}): "
                 "stop that one, or choose another with --state"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(self._lock)
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> StateError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some room there" if full else "make it writable"
+        return StateError(
+            f"state directory {self.path} cannot be used: {error.strerror or error}; "
+            f"{remedy}, or choose another with --state or the setting state_dir"
+        )
 
     @property
     def logs(self) -> Path:
@@ -66,10 +79,17 @@ class StateDir:
         """Write `service.json`: the service is ready."""
         file = self._settings.service_file
         temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**addresses, "pid": os.getpid()}), encoding="utf-8")
-        os.replace(temporary, file)
+        try:
+            temporary.write_text(json.dumps({**addresses, "pid": os.getpid()}), encoding="utf-8")
+            os.replace(temporary, file)
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def close(self) -> None:
         """Take `service.json` away and let the directory go."""
-        self._settings.service_file.unlink(missing_ok=True)
+        try:
+            self._settings.service_file.unlink(missing_ok=True)
+        except OSError as error:
+            # Read-only by now, perhaps; whoever reads it finds nobody at the address.
+            _log.warning("%s stays: %s", self._settings.service_file, error)
         os.close(self._lock)
