@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticUndefined
 
@@ -31,6 +31,7 @@ from inscan.callbacks.profile_sections import (
 from inscan.callbacks.references import Reference, read_references
 from inscan.callbacks.rescan_section import Rescan
 from inscan.callbacks.xrf_sections import XRF
+from inscan.callbacks.yaml_file import YamlError, read_yaml
 
 __all__ = [
     "BeamlineProfile",
@@ -49,6 +50,7 @@ __all__ = [
 
 # Of the text of a list in a start document: a few numbers, too few brackets to nest deeply.
 _LONGEST_LIST = 500
+_SECRET = re.compile(r"(?:api_key|secret|token|password)$")
 
 
 class ProfileError(ValueError):
@@ -243,8 +245,8 @@ def load_profile(name_or_path: str | Path) -> BeamlineProfile:
             f" {', '.join(shipped)}"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(path)
+    except YamlError as error:
         raise ProfileError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ProfileError(f"{path}: expected keys and values, got {type(content).__name__}")
@@ -270,9 +272,17 @@ def explain_errors(path: Path, model: type[BaseModel], error: ValidationError) -
             lines.append(f"{path}: unknown key {where!r}; {hint}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            given = "" if item["type"] == "missing" else f" (got {item['input']!r:.60})"
-            lines.append(f"{path}: {where}: {message}{given}")
+            lines.append(f"{path}: {where}: {message}{_given(item['type'], where, item['input'])}")
     return "\n".join(lines)
+
+
+def _given(kind: str, where: str, value: Any) -> str:
+    """What was written there, unless it may be a secret, or a section that holds one."""
+    last = where.rpartition(".")[2]
+    if kind == "missing" or isinstance(value, Mapping) or _SECRET.search(last):
+        return ""
+    text = f"{value!r:.60}"
+    return "" if "api_key=" in text or "@" in text else f" (got {text})"
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

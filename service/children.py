@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -28,15 +28,23 @@ class Child:
         Folder of the logs; it exists.
     env : mapping or None
         Added to this process's environment.
+    without : collection of str
+        Variables of this process's environment that it does not get.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], logs: Path, env: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        logs: Path,
+        env: Mapping[str, str] | None = None,
+        without: Collection[str] = (),
     ) -> None:
         self.name = name
         self.log_path = logs / f"{name}.log"
         self._command = list(command)
-        self._env = {**os.environ, **(env or {})}
+        inherited = {key: value for key, value in os.environ.items() if key not in without}
+        self._env = {**inherited, **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-import yaml
 
 app = typer.Typer(
     help="Settings and profiles: schema, explain, check.",
@@ -53,6 +52,7 @@ def check(path: Annotated[Path, typer.Argument(help="a settings or profile file"
     """Check a settings or profile file; the profiles that settings name are checked with it, and the files that
     profiles name."""
     from inscan.callbacks.profile import BeamlineProfile, load_profile
+    from inscan.callbacks.yaml_file import YamlError, read_yaml
     from inscan.service.settings import load_settings
     from inscan.service.shelf import read_weights_file
 
@@ -62,8 +62,8 @@ def check(path: Annotated[Path, typer.Argument(help="a settings or profile file"
             read_weights_file(weights)
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = read_yaml(path)
+    except YamlError as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
     if isinstance(content, dict) and "technique" in content:
         profile = load_profile(path)

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -14,10 +13,13 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from inscan.callbacks.link import ANYWHERE, default_state_dir, is_loopback
 from inscan.callbacks.profile import explain_errors
+from inscan.callbacks.yaml_file import YamlError, read_yaml
+from inscan.service.key_file import plain_uri, with_key
 from inscan.service.messages import Recipe
 from inscan.service.source_settings import SourceSettings
 
@@ -34,7 +36,9 @@ __all__ = [
 ]
 
 GIB = 1 << 30
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9])?|[0-9a-fA-F]*:[0-9a-fA-F:]*:[0-9a-fA-F]*")
+_HOST = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9])?|[0-9a-fA-F]*:[0-9a-fA-F:]*:[0-9a-fA-F]*"
+)
 
 
 class SettingsError(ValueError):
@@ -54,12 +58,17 @@ class TiledSettings(_Strict):
     uri: str | None = None
     """Address of a running Tiled, for example `http://127.0.0.1:8000`."""
     api_key: SecretStr | None = None
-    """Key for `uri`; only the service's writer holds it. Better from the environment:
+    """Key for `uri`; only the service's writer holds it. Better from a file, or from the environment:
     `INSCAN_TILED_API_KEY`."""
+    api_key_file: Path | None = None
+    """File with that key, which nobody else may read; the environment's `INSCAN_TILED_API_KEY_FILE` does the same."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port of the embedded Tiled; 0 takes any free one."""
     readable_storage: Path | None = None
     """Folder shared with a foreign Tiled and readable by it; without it results are uploaded."""
+
+    _key = model_validator(mode="before")(with_key)
+    _uri = field_validator("uri")(plain_uri)
 
 
 class ExportSettings(_Strict):
@@ -80,9 +89,14 @@ class RepairSettings(_Strict):
     default `raw` in the service's own Tiled."""
     api_key: SecretStr | None = None
     """Key for `uri`, which need only read."""
+    api_key_file: Path | None = None
+    """File with that key, which nobody else may read."""
     deadline: float = Field(default=20.0, ge=0)
     """Seconds to wait, from the stop of a run that lost documents, until it is whole there; writers are later than we
     are. Runs that lost nothing wait for nothing."""
+
+    _key = model_validator(mode="before")(with_key)
+    _uri = field_validator("uri")(plain_uri)
 
 
 class QueueServerSettings(_Strict):
@@ -338,8 +352,8 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
     path : Path or None
         The file; None for defaults alone.
     **overrides
-        Settings by name; None is passed over. `INSCAN_TILED_API_KEY` in the environment sets
-        `tiled.api_key` where the file does not.
+        Settings by name; None is passed over. `INSCAN_TILED_API_KEY_FILE` or
+        `INSCAN_TILED_API_KEY` in the environment say the key of `tiled` where the file does not.
 
     Raises
     ------
@@ -351,8 +365,8 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
     where = "settings" if path is None else str(path)
     if path is not None:
         try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            loaded = read_yaml(path)
+        except (OSError, YamlError) as error:
             raise SettingsError(f"settings file {path} cannot be read: {error}") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise SettingsError(
@@ -360,10 +374,13 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
             )
         data.update(loaded or {})
     data.update({name: value for name, value in overrides.items() if value is not None})
-    key = os.environ.get("INSCAN_TILED_API_KEY")
     tiled = data.get("tiled")
-    if key and (tiled is None or (isinstance(tiled, dict) and "api_key" not in tiled)):
-        data["tiled"] = {**(tiled or {}), "api_key": key}
+    if tiled is None or (isinstance(tiled, dict) and not {"api_key", "api_key_file"} & set(tiled)):
+        for name in ("api_key_file", "api_key"):
+            given = os.environ.get(f"INSCAN_TILED_{name.upper()}")
+            if given:
+                data["tiled"] = {**(tiled or {}), name: given}
+                break
     try:
         return Settings.model_validate(data)
     except ValidationError as error:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from inscan.callbacks.sources.bluesky_0mq import ZMQSource
+from inscan.service.key_file import plain_uri, with_key
 
 __all__ = ["FileSettings", "KafkaSettings", "SourceSettings", "TiledSourceSettings", "ZMQSettings"]
 
@@ -109,14 +110,17 @@ class TiledSourceSettings(_Source):
     """Address of a Tiled with runs in `raw`, or of the container that holds the runs."""
     api_key: SecretStr | None = None
     """Key to read it with."""
+    api_key_file: Path | None = None
+    """File with that key, which nobody else may read."""
+
+    _key = model_validator(mode="before")(with_key)
 
     @field_validator("uri")
     @classmethod
     def _http(cls, uri: str) -> str:
         if not uri.startswith(("http://", "https://")):
             raise ValueError(f"{uri!r} is no address of a Tiled: write http://HOST:PORT/...")
-        if "api_key=" in uri:
-            raise ValueError("give the key as `api_key`: addresses are shown to everybody")
+        plain_uri(uri)
         return uri
 
     @property

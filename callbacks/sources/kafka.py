@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import yaml
-
 from inscan.callbacks.sources.decode import Arrays, DecodeError, decode_pair
 from inscan.callbacks.sources.interface import Sink, SourceError
+from inscan.callbacks.yaml_file import YamlError, read_yaml
 
 __all__ = ["KafkaSource", "read_config"]
 
@@ -208,8 +207,8 @@ def read_config(path: Path) -> dict[str, Any]:
         If it cannot be read, or is no such file.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        loaded = read_yaml(path)
+    except (OSError, YamlError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
     plain = (str, int, float, bool)
     if not isinstance(loaded, dict) or not all(
