@@ -109,7 +109,7 @@ class Spool:
 
     def used(self) -> int:
         """Bytes that all folders hold on the disk; pages never written are not counted."""
-        return sum(file.stat().st_blocks * 512 for file in self.root.rglob("*") if file.is_file())
+        return _bytes_in(self.root)
 
     @property
     def budget(self) -> int:
@@ -119,8 +119,7 @@ class Spool:
     def size(self, run_uid: str) -> int:
         """Bytes that a run's folder holds on the disk."""
         folder = self.folder(run_uid)
-        files = [] if folder is None else folder.iterdir()
-        return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+        return 0 if folder is None else _bytes_in(folder)
 
     def status(self) -> dict[str, Any]:
         """For `inscan status`: how much there is, and a `warning` while runs wait for room."""
@@ -312,6 +311,18 @@ def load(folder: Path, arrays: Mapping[str, ArraySpec]) -> dict[str, np.ndarray]
             )
         loaded[name] = array
     return loaded
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes that files take on the disk; what another thread deletes meanwhile is not counted."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(where, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
 
 
 def _reopen(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap | None:

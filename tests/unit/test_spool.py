@@ -1,4 +1,5 @@
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,25 @@ def test_deleting_spares_who_still_looks(spool):
     assert spool.runs() == [] and (mapped == 3).all()
     spool.delete("run-1")
     assert spool.run("run-1") is not run
+
+
+def test_room_is_counted_while_finished_runs_are_deleted(spool):
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            spool.run("other").store("counts", np.zeros(4))
+            spool.delete("other")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for number in range(300):
+            spool.require(Path(f"run-{number}"), 1)
+            assert spool.size("other") >= 0
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_two_stacks_of_one_run_keep_their_own_arrays(tmp_path: Path) -> None:
