@@ -77,11 +77,14 @@ def list_(state: State = None, as_json: Json = False) -> None:
     if as_json:
         print_json({"server_key": None if pair is None else pair.public, "keys": rows})
         return
-    shown = [row | {"opens": ", ".join(row["opens"]) or "approval"} for row in rows]
+    shown = [
+        row | {"opens": ", ".join(row["opens"]) or "approval", "public": row["public"][:8]}
+        for row in rows
+    ]
     names = ("name", "role", "opens", "made", "public")
     print_rows("key", shown, {name: name for name in names})
     if pair is not None:
-        typer.echo(f"public key of this service: {pair.public}")
+        typer.echo(f"public key of this service: {pair.public}; --json shows all keys in full")
 
 
 @app.command()

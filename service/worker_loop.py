@@ -43,6 +43,8 @@ _FIRST_BEAT_S = 0.5
 _CANCEL_GRACE_S = 5.0
 """A new process takes less time to be ready than most jobs take to end by themselves."""
 _PARTIAL_EVERY_S = 0.2
+_SILENCE_S = 5.0
+"""Time before the absence of a broker is mentioned."""
 _REFUSED_S = 60.0
 """Time for somebody to let in a worker that was started first; whoever started it may start it again."""
 _log = logging.getLogger(__name__)
@@ -106,6 +108,7 @@ class Worker:
         self._refused_s = refused_s
         self._refused_since: float | None = None
         self._told_trouble = ""
+        self._begun = time.monotonic()
         self._link = Link()
         self._jobs: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._compute = threading.Thread(target=self._compute_jobs, name="compute", daemon=True)
@@ -166,6 +169,9 @@ class Worker:
         trouble, now = self._link.trouble, time.monotonic()
         if trouble is None or not trouble.sure:
             self._refused_since = None
+            if self._welcome is None and not self._told_trouble and now > self._begun + _SILENCE_S:
+                self._told_trouble = trouble.text if trouble else f"no broker at {self._address}"
+                _log.warning("%s; trying on", self._told_trouble)
             return
         if trouble.text != self._told_trouble:
             self._told_trouble = trouble.text
