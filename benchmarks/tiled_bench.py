@@ -1,8 +1,12 @@
 """A service that writes to a Tiled of its own choosing through a proxy, runs sent to it, and how each of them ended."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +19,44 @@ from torture_rig import Host, Rig, runs_now, until
 from torture_runs import KINDS, Kind, expected, uid_of
 
 from inscan.callbacks.request import request
+
+
+class FaultyRig(Rig):
+    """The service with the faulty worker (`faulty_worker.py`), which is told in `folder/torture` what to do.
+
+    Attributes
+    ----------
+    environment : dict
+        Added to that of the service and of its children.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.torture = folder / "torture"
+        self.torture.mkdir(parents=True, exist_ok=True)
+        self.environment: dict[str, str] = {"INSCAN_TORTURE": str(self.torture)}
+        super().__init__(folder, settings, 0.0)
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the service, without waiting for it."""
+        script = Path(__file__).with_name("faulty_service.py")
+        command = [sys.executable, str(script), str(self.folder / "settings.yaml")]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, str(os.getpid())],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment},
+            )
+        self.starts += 1
+        return self.process
+
+    def order(self, deeds: Mapping[str, str]) -> None:
+        """Say what is done to which run: uid -> deed."""
+        path = self.torture / "deeds.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({**known, **deeds}))
+        temporary.replace(path)
 
 
 class Bench:
@@ -31,6 +73,8 @@ class Bench:
         Where Tiled keeps its files; None for `folder/tiled`.
     launch : bool
         Start Tiled before the service.
+    faulty : bool
+        With the faulty worker.
     **settings
         Of the service.
     """
@@ -43,6 +87,7 @@ class Bench:
         upload: bool = False,
         tiled_folder: Path | None = None,
         launch: bool = True,
+        faulty: bool = False,
         **settings: Any,
     ) -> None:
         self.folder = folder
@@ -55,7 +100,8 @@ class Bench:
         given: dict[str, Any] = {"uri": self.proxy.uri, "api_key": self.tiled.key}
         if not upload:
             given["readable_storage"] = str(folder / "state" / "results")
-        self.rig = Rig(folder, {"tiled": given, **settings}, 0.0)
+        both = {"tiled": given, **settings}
+        self.rig = FaultyRig(folder, both) if faulty else Rig(folder, both, 0.0)
         self.host: Host | None = None
         self.began = time.monotonic()
 
@@ -101,17 +147,8 @@ class Bench:
 
     def send(self, count: int, kind: Kind | None = None, at_once: int = 4) -> list[str]:
         """Have whole runs played, and wait until the host has recorded them; their uids."""
-        assert self.host is not None
-        runs: list[dict[str, Any]] = []
-        for _ in range(count):
-            number = len(self._asked) + 1
-            uid = uid_of(self._seed, number)
-            one: Kind = kind or KINDS[number % 2]
-            self._asked[uid] = (one, number)
-            runs.append({"kind": one, "uid": uid, "content": number})
-        for first in range(0, count, at_once):
-            self.host.tell("play", runs=runs[first : first + at_once])
-        until(self._heard, "the host has played all runs", 300.0)
+        runs = self.plan(count, kind)
+        self.play(runs, at_once)
         return [run["uid"] for run in runs]
 
     def _heard(self) -> bool:
@@ -187,9 +224,38 @@ class Bench:
         rows = self.rig.rows("SELECT run_uid FROM jobs WHERE state = 'committed' ORDER BY seq")
         return by_time == [uid for (uid,) in rows if uid in wanted]
 
+    def ask(self, op: str = "status", **fields: Any) -> dict[str, Any]:
+        """Ask the service."""
+        return request(self.rig.state, op, timeout=60.0, **fields)
+
     def status(self) -> dict[str, Any]:
         """What `inscan status` has of the writer."""
-        return request(self.rig.state, "status", timeout=60.0)["writer"]
+        return self.ask()["writer"]
+
+    @property
+    def faulty(self) -> FaultyRig:
+        """The rig, where it is one with the faulty worker."""
+        if not isinstance(self.rig, FaultyRig):
+            raise TypeError("this bench has the light worker")
+        return self.rig
+
+    def plan(self, count: int, kind: Kind | None = None) -> list[dict[str, Any]]:
+        """Runs to be played: known here, not yet sent."""
+        runs: list[dict[str, Any]] = []
+        for _ in range(count):
+            number = len(self._asked) + 1
+            uid = uid_of(self._seed, number)
+            one: Kind = kind or KINDS[number % 2]
+            self._asked[uid] = (one, number)
+            runs.append({"kind": one, "uid": uid, "content": number})
+        return runs
+
+    def play(self, runs: list[dict[str, Any]], at_once: int = 4) -> None:
+        """Have planned runs played, and wait until the host has recorded them."""
+        assert self.host is not None
+        for first in range(0, len(runs), at_once):
+            self.host.tell("play", runs=runs[first : first + at_once])
+        until(self._heard, "the host has played all runs", 300.0)
 
     def memory(self) -> float:
         """Resident memory of the service, MB."""
