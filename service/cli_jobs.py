@@ -35,7 +35,10 @@ def jobs(
 ) -> None:
     """List the jobs of the journal."""
     fields = {"code": "quarantined"} if quarantined else {}
-    answer = ask(state, "jobs", state="failed" if failed or quarantined else None, **fields)["jobs"]
+    told = ask(state, "jobs", state="failed" if failed or quarantined else None, **fields)
+    answer = told["jobs"]
+    if told["limited"]:
+        typer.echo(f"the latest {len(answer)} of more jobs; older ones are in Tiled", err=True)
     if as_json:
         print_json(answer)
         return

@@ -11,6 +11,7 @@ from inscan.service.spool import SpoolError, load
 
 _SHORTEST = 4
 _MOST_LISTED = 10
+_MOST_TOLD = 200
 _LONGEST = 1000
 _OPEN = ("queued", "leased")
 
@@ -29,18 +30,19 @@ class JobRequests:
         self._broker = broker
 
     def jobs(
-        self, state: str | None = None, run_uid: str | None = None, code: str | None = None
+        self,
+        state: str | None = None,
+        run_uid: str | None = None,
+        code: str | None = None,
+        limit: int = _MOST_TOLD,
     ) -> Mapping[str, Any]:
-        """Jobs, oldest first, each with its `history`: what people did with it."""
+        """Jobs, oldest first, each with its `history`: what people did with it. The latest ones, where there are many
+        (`limited`): the answer is given in ingest's thread."""
         history = self._journal.history()
-        found = self._journal.jobs(state, run_uid)
-        return {
-            "jobs": [
-                one | {"history": history.get(one["key"], [])}
-                for one in found
-                if code is None or one["code"] == code
-            ]
-        }
+        most = max(1, min(int(limit), _MOST_TOLD))
+        found = self._journal.jobs(state, run_uid, code=code, limit=most)
+        jobs = [one | {"history": history.get(one["key"], [])} for one in found]
+        return {"jobs": jobs, "limited": len(found) == most}
 
     def retry(
         self, who: str, job: str = "", all_failed: bool = False, reason: str = ""

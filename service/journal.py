@@ -199,7 +199,7 @@ class Journal(ProposalJournal, CompositeJournal, HandsJournal, UpkeepJournal):
     def unsynced(self) -> list[InferenceJob]:
         """Jobs whose arrays were not known to be on disk when the service last stopped."""
         rows = self._file.rows(
-            "SELECT job FROM jobs WHERE synced = 0 AND state NOT IN ('committed', 'failed')"
+            "SELECT job FROM jobs WHERE synced = 0 AND state IN ('queued', 'leased', 'computed')"
         )
         return [InferenceJob.model_validate_json(row[0]) for row in rows]
 
@@ -356,14 +356,24 @@ class Journal(ProposalJournal, CompositeJournal, HandsJournal, UpkeepJournal):
         rows = self._file.rows(f"{journal_rows.JOBS} WHERE key = ?", (key,))
         return journal_rows.job(rows[0]) if rows else None
 
-    def jobs(self, state: str | None = None, run_uid: str | None = None) -> list[dict[str, Any]]:
-        """Jobs as plain mappings for people and programs, oldest first."""
+    def jobs(
+        self,
+        state: str | None = None,
+        run_uid: str | None = None,
+        *,
+        code: str | None = None,
+        limit: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Jobs as plain mappings for people and programs, oldest first; the latest `limit` of them."""
+        wanted = {"jobs.state": state, "jobs.run_uid": run_uid, "jobs.code": code}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        # One condition for each that is given: an index serves no "is null or".
+        where = f" WHERE {' AND '.join(f'{name} = ?' for name in given)}" if given else ""
         rows = self._file.rows(
-            f"{journal_rows.JOBS} WHERE (? IS NULL OR jobs.state = ?)"
-            " AND (? IS NULL OR jobs.run_uid = ?) ORDER BY seq",
-            (state, state, run_uid, run_uid),
+            f"{journal_rows.JOBS}{where} ORDER BY seq DESC LIMIT ?",
+            (*given.values(), -1 if limit is None else limit),
         )
-        return [journal_rows.job(row) for row in rows]
+        return [journal_rows.job(row) for row in reversed(rows)]
 
     def repeats(self, key: str) -> list[dict[str, Any]]:
         """Results that came after the first one, and whether they agreed with it."""
@@ -376,7 +386,9 @@ class Journal(ProposalJournal, CompositeJournal, HandsJournal, UpkeepJournal):
 
     def live_folders(self) -> set[str]:
         """Spool folders that a job still needs."""
-        rows = self._file.rows("SELECT job FROM jobs WHERE state NOT IN ('committed', 'failed')")
+        rows = self._file.rows(
+            "SELECT job FROM jobs WHERE state IN ('queued', 'leased', 'computed')"
+        )
         return {json.loads(row[0])["spool"] for row in rows}
 
     def status(self) -> dict[str, dict[str, int]]:

@@ -54,6 +54,14 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 """What version 3 adds: when a job came into its state (the clock since boot), whether its failure is in Tiled and its
 row was thinned; what people did with jobs; facts of the file itself."""
+_INDEXES = """
+CREATE INDEX IF NOT EXISTS runs_by_state ON runs (state, created);
+CREATE INDEX IF NOT EXISTS runs_by_time ON runs (created);
+CREATE INDEX IF NOT EXISTS runs_of_composites ON runs (created)
+  WHERE json_extract(start, '$.purpose') = 'composite';
+CREATE INDEX IF NOT EXISTS proposals_by_run ON proposals (run_uid);
+"""
+"""Answers to people are given in ingest's thread, which must not read through all runs of years for one of them."""
 JOB_STATES = ("queued", "leased", "computed", "committed", "failed")
 _CHECKS = (
     "SELECT key FROM jobs WHERE NOT json_valid(job)"
@@ -159,6 +167,7 @@ def _open(path: Path) -> sqlite3.Connection:
         if damage != [("ok",)]:
             raise JournalDamaged(f"journal {path} is damaged ({damage[0][0]})")
         _bring_to_version(connection, path)
+        connection.executescript(_INDEXES)
         if not fresh:
             _check_rows(connection, path)
     except sqlite3.Error as error:
