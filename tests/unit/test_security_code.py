@@ -1,6 +1,7 @@
 """No line of ours may execute what it reads. Ruff sees names; this looks at the calls and their arguments."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,12 @@ NEVER = {
     "numpy_pickle", "jsonpickle", "xmlrpc", "telnetlib", "tarfile", "imp", "code", "codeop", "pty",
 }  # fmt: skip
 """Modules that execute, or unpack to wherever, what they read."""
+
+HINT = re.compile(
+    r"pickle|\bload\w*\(|\beval\(|\bexec\(|__import__|breakpoint|os\.(?:system|popen|spawn)|\bshell=|pyobj|\.extract|unpack_archive|yaml|get_command_output|torch\.jit"
+    rf"|torch\.hub|torch\.package|\b(?:{'|'.join(NEVER)})\b"
+)
+"""Whether a file is worth parsing."""
 
 MAY_EXEC = {"demo_beamline.py": 1, "rehearsal.py": 1}
 """Files of ours that run startup files and plans of the person who names them; how often."""
@@ -84,8 +91,10 @@ def faults(tree: ast.AST) -> Iterator[str]:
 
 def test_nothing_executes_what_it_reads():
     wrong = {}
+    assert len(FILES) > 200
     for path in FILES:
-        found = list(faults(ast.parse(path.read_text(encoding="utf-8"))))
+        text = path.read_text(encoding="utf-8")
+        found = list(faults(ast.parse(text))) if HINT.search(text) else []
         allowed = MAY_EXEC.get(path.name, 0) if path.parent.name == "service" else 0
         if len(found) != allowed or not all(fault.endswith(": exec") for fault in found):
             wrong[f"{path.parent.name}/{path.name}"] = found
@@ -101,7 +110,8 @@ def test_what_it_is_there_to_find_is_found():
         "os.system(t)", "os.popen(t)", "subprocess.run(t, shell=True)", "Popen(t, shell=s)", "socket.recv_pyobj()",
         "shutil.unpack_archive(p)", "archive.extractall(p)", "np.savez(p, allow_pickle=True)", "df.to_pickle(p)",
     ]  # fmt: skip
-    assert [line for line in lines if not list(faults(ast.parse(line)))] == []
+    missed = [line for line in lines if not HINT.search(line) or not list(faults(ast.parse(line)))]
+    assert missed == []
 
 
 def test_what_is_harmless_is_not():
