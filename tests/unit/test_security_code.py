@@ -67,7 +67,7 @@ def faults(tree: ast.AST) -> Iterator[str]:
                 yield f"{line}: {name} runs what it reads"
             case ["np" | "numpy", "load"] if constant(node, "allow_pickle") is not False:
                 yield f"{line}: np.load without allow_pickle=False"
-            case ["yaml", what] if what not in ("safe_load", "safe_dump"):
+            case ["yaml", what] if what not in ("safe_load", "safe_dump", "parse"):
                 yield f"{line}: yaml.{what}"
             case ["eval" | "exec" | "__import__" | "breakpoint"]:
                 yield f"{line}: {name}"
