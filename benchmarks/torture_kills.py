@@ -16,7 +16,9 @@ from typing import Any
 import fault_row
 from fault_row import FaultRow
 from rich.console import Console
-from torture_trial import PHASES, Setup, Trial
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torture_setup import PHASES, Setup
+from torture_trial import Trial
 
 FEW = 20
 """With fewer kills there is one trial with all victims in turn."""
@@ -94,22 +96,24 @@ SMALL = Setup(("worker", "host", "service", "worker"), gap_s=0.2, plays=1, forei
 
 def run(seed: int, kills: int, folder: str, only: str) -> Iterator[FaultRow]:
     """Do the trials, one row each."""
-    said = Console(stderr=True)
-    done = 0
-    for number, (times, fault, how, setup) in enumerate(_plan(kills)):
-        if only and only not in fault:
-            continue
-        place = Path(tempfile.mkdtemp(prefix="inscan-kills-", dir=folder or None))
-        row = _trial(place, setup, times, 1000 * seed + number, fault, how)
-        done += row.times
-        said.print(f"{time.strftime('%H:%M:%S')} {done} of {kills} kills")
-        for problem in row.figures["problems"]:
-            said.print(f"  {problem}", style="red", markup=False, soft_wrap=True)
-        if row.figures["problems"]:
-            said.print(f"  its files are kept in {place}")
-        else:
-            shutil.rmtree(place)
-        yield row
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True)) as said:
+        for number, (times, fault, how, setup) in enumerate(_plan(kills)):
+            if only not in fault:
+                continue
+            bar = said.add_task(fault, total=times)
+            place = Path(tempfile.mkdtemp(prefix="inscan-kills-", dir=folder or None))
+            trial = Trial(
+                place, setup, times, 1000 * seed + number, lambda _, b=bar: said.advance(b)
+            )
+            row = _row(trial, fault, how)
+            for problem in row.figures["problems"]:
+                said.console.print(f"  {problem}", style="red", markup=False, soft_wrap=True)
+            if row.figures["problems"]:
+                said.console.print(f"  the files of that trial are kept in {place}")
+            else:
+                shutil.rmtree(place)
+            yield row
 
 
 def _plan(kills: int) -> list[tuple[int, str, str, Setup]]:
@@ -122,9 +126,9 @@ def _plan(kills: int) -> list[tuple[int, str, str, Setup]]:
     ]
 
 
-def _trial(folder: Path, setup: Setup, kills: int, seed: int, fault: str, how: str) -> FaultRow:
+def _row(trial: Trial, fault: str, how: str) -> FaultRow:
+    """Do a trial, and say how it went."""
     started = time.monotonic()
-    trial = Trial(folder, setup, kills, seed)
     trial.run()
     ends, hits = trial.ends, trial.hits()
     problems = [*ends.problems, *trial.problems, *(f"left behind: {one}" for one in trial.left)]
@@ -138,7 +142,7 @@ def _trial(folder: Path, setup: Setup, kills: int, seed: int, fault: str, how: s
         "plans_hurt": len(trial.problems),
         "left_behind": len(trial.left),
         "service_starts": trial.rig.starts,
-        "seed": seed,
+        "seed": trial.seed,
         "problems": problems,
     }
     met = ", ".join(f"{phase} {hits[phase]}" for phase in PHASES)

@@ -60,9 +60,6 @@ def free_port() -> int:
     raise OSError("no free port between 20000 and 32000")
 
 
-_given: set[int] = set()
-
-
 def runs_now(process: subprocess.Popen[Any] | None) -> bool:
     """Whether a process of ours runs."""
     return process is not None and process.poll() is None
@@ -188,17 +185,27 @@ class Rig:
             pass
         return found
 
-    def add_worker(self) -> subprocess.Popen[bytes]:
-        """Start a worker that is not the service's child."""
+    def add_worker(self, keep: int = 0) -> subprocess.Popen[bytes]:
+        """Start a worker that is no child of the service; or, with the light recipe, what keeps so many."""
         if self.pause_s is None:
             command = ["-m", "inscan.service.worker"]
         else:
             command = [str(HERE / "torture_worker.py"), "--pause", str(self.pause_s)]
+            command += ["--keep", str(keep)] if keep else []
         command += [self.settings["broker"], "--parent", str(os.getpid()), "--threads", "1"]
         with (self.folder / "workers.log").open("ab") as log:
             process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log)
         self.workers.append(process)
         return process
+
+    def outside(self) -> list[int]:
+        """Workers that are not the service's children and run."""
+        found: list[int] = []
+        for worker in self.workers:
+            if runs_now(worker):
+                copies = psutil.Process(worker.pid).children()
+                found += [one.pid for one in copies] or [worker.pid]
+        return found
 
     def kill(self, family: bool = False) -> list[int]:
         """Kill -9 the service, with all its children if wanted; the pids that were killed."""

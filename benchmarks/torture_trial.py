@@ -4,9 +4,9 @@ import random
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from own_tiled import OwnTiled
@@ -14,52 +14,12 @@ from torture_check import Ends, NotNow, Watch
 from torture_end import count, left_behind
 from torture_rig import Host, Rig, begun, kill, runs_now
 from torture_runs import KINDS, Kind, expected, uid_of
+from torture_setup import PHASES, Kill, Setup, Victim
 
-Victim = Literal["worker", "host", "service", "tiled", "all"]
-PHASES = ("assembly", "queued", "running", "committing")
 _MOST_OPEN = 8
 _AIM_S = 2.0
 _DRAIN_S = 300.0
 _REFERENCES = 2
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a trial consists of.
-
-    Attributes
-    ----------
-    victims : tuple of str
-        Killed in turn, in random order; the order given when there are as many as kills.
-    gap_s : float
-        Longest pause between a recovery and the next kill.
-    plays, engines : int
-        Host processes that play documents, and that run a RunEngine.
-    workers : int
-        Workers that are not the service's children; it has one besides.
-    real : bool
-        The real workers with their recipes.
-    foreign : bool
-        Tiled is no child of the service.
-    """
-
-    victims: tuple[Victim, ...]
-    gap_s: float
-    plays: int = 2
-    engines: int = 0
-    workers: int = 1
-    real: bool = False
-    foreign: bool = False
-
-
-@dataclass
-class Kill:
-    """One kill: when, whom, in which phases runs and jobs were, and which processes it ended."""
-
-    at: float
-    victim: Victim
-    phases: dict[str, int]
-    pids: list[int] = field(default_factory=list)
 
 
 class Trial:
@@ -72,9 +32,14 @@ class Trial:
     setup : Setup
     kills : int
     seed : int
+    told : callable
+        Called after each kill.
     """
 
-    def __init__(self, folder: Path, setup: Setup, kills: int, seed: int) -> None:
+    def __init__(
+        self, folder: Path, setup: Setup, kills: int, seed: int, told: Callable[[Kill], None]
+    ) -> None:
+        self._told = told
         self.setup = setup
         self.kills = kills
         self.log: list[Kill] = []
@@ -86,7 +51,7 @@ class Trial:
         self.stopped: set[str] = set()
         self.reference: dict[tuple[Kind, int], np.ndarray] = {}
         self._folder = folder
-        self._seed = seed
+        self.seed = seed
         self._rng = random.Random(seed)
         self._number = 0
         self._feeding = True
@@ -121,8 +86,7 @@ class Trial:
             if self.own_tiled is not None:
                 self.own_tiled.launch()
             self.rig.start()
-            for _ in range(self.setup.workers):
-                self.rig.add_worker()
+            self._add_workers()
             kinds = ["play"] * self.setup.plays + ["engine"] * self.setup.engines
             self._hosts = [(kind, Host(self.rig, kind)) for kind in kinds]
             reader.start()
@@ -164,7 +128,7 @@ class Trial:
         for worker in list(self.rig.workers):
             if worker.poll() is not None:
                 self.rig.workers.remove(worker)
-                self.rig.add_worker()
+        self._add_workers()
         if self.own_tiled is not None and not runs_now(self.own_tiled.process):
             self._tiled_due = self._tiled_due or now + self._rng.uniform(0, 2.0)
             if now >= self._tiled_due:
@@ -179,6 +143,14 @@ class Trial:
         if self._feeding:
             self._feed()
         threading.Event().wait(0.02)
+
+    def _add_workers(self) -> None:
+        wanted = self.setup.workers
+        if self.setup.real:
+            while len(self.rig.workers) < wanted:
+                self.rig.add_worker()
+        elif not self.rig.workers and wanted:
+            self.rig.add_worker(keep=wanted)
 
     def _hear(self, host: Host) -> None:
         host.look()
@@ -213,7 +185,7 @@ class Trial:
         if content is None:
             content = self._number % _REFERENCES if self.setup.real else self._number
         kind = kind or self._rng.choice(KINDS)
-        uid = uid_of(self._seed, self._number)
+        uid = uid_of(self.seed, self._number)
         self.asked[uid] = (kind, content)
         return {"kind": kind, "uid": uid, "content": content}
 
@@ -270,11 +242,12 @@ class Trial:
             if host.process.pid in one.pids:
                 host.finish()
         self.log.append(one)
+        self._told(one)
 
     def _worker(self) -> int:
         """One that is at work, mostly; else the oldest, which is not just starting."""
         pids = [child.pid for child in self.rig.family() if child.kind == "worker"]
-        pids += [worker.pid for worker in self.rig.workers if runs_now(worker)]
+        pids += self.rig.outside()
         names = [row[0] for row in self.rig.rows("SELECT worker FROM jobs WHERE state = 'leased'")]
         busy = [pid for pid in pids if any(f"-{pid}-" in name for name in names)]
         if busy and self._rng.random() < 0.7:
@@ -290,7 +263,7 @@ class Trial:
     def _everything(self) -> list[int]:
         pids = [] if self.rig.process is None else [self.rig.process.pid]
         pids += [child.pid for child in self.rig.family()]
-        pids += [worker.pid for worker in self.rig.workers]
+        pids += [*(worker.pid for worker in self.rig.workers), *self.rig.outside()]
         pids += [host.process.pid for _, host in self._hosts]
         if self.own_tiled is not None and self.own_tiled.process is not None:
             pids.append(self.own_tiled.process.pid)

@@ -1,17 +1,20 @@
 """A worker that doubles what it is given, without torch: `python torture_worker.py [--pause S] ADDRESS [OPTIONS]`.
 
 Everything but the recipe is the real worker. It is up in half a second, and what it makes can be checked to the last
-bit (`torture_runs.expected`).
+bit (`torture_runs.expected`). With `--keep N` it is no worker but keeps N of them: processes of their own, each replaced
+at once by a copy of this one, which has everything imported.
 """
 
 import argparse
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from inscan.service.children import die_with_parent
 from inscan.service.messages import InferenceJob
 from inscan.service.processed import Processed, ResultArray
 from inscan.service.worker import run_worker
@@ -27,6 +30,7 @@ def main() -> None:
     parser.add_argument("--prefix", default="")
     parser.add_argument("--parent", type=int)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--keep", type=int, default=0, help="how many workers to keep")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
@@ -45,16 +49,33 @@ def main() -> None:
         report = {"method": "double", "verdict": "pass"}
         return Processed([ResultArray("values", dims, "", 2 * values)], report)
 
-    sys.exit(
-        run_worker(
+    def work(parent: int | None) -> int:
+        return run_worker(
             given.address,
             process=double,
             prepare=lambda device: "cpu: torture",
             grace_s=given.grace,
             prefix=given.prefix,
-            parent=given.parent,
+            parent=parent,
         )
-    )
+
+    if given.keep:
+        if given.parent is not None:
+            die_with_parent(given.parent)
+        keep(given.keep, work)
+    sys.exit(work(given.parent))
+
+
+def keep(count: int, work: Callable[[int | None], int]) -> None:
+    """Have so many copies of this process work, for ever."""
+    own, copies = os.getpid(), set[int]()
+    while True:
+        while len(copies) < count:
+            pid = os.fork()
+            if pid == 0:
+                os._exit(work(own))
+            copies.add(pid)
+        copies.discard(os.wait()[0])
 
 
 if __name__ == "__main__":
