@@ -25,6 +25,7 @@ import yaml
 from torture_check import Ends, JobRow, RunRow, TiledReader, ends_of
 
 HERE = Path(__file__).resolve().parent
+_given: set[int] = set()
 _PHASES = (
     "SELECT state, count(*) FROM jobs WHERE state IN ('queued','leased','computed') GROUP BY state"
 )

@@ -1,8 +1,8 @@
 """A worker that doubles what it is given, without torch: `python torture_worker.py [--pause S] ADDRESS [OPTIONS]`.
 
 Everything but the recipe is the real worker. It is up in half a second, and what it makes can be checked to the last
-bit (`torture_runs.expected`). With `--keep N` it is no worker but keeps N of them: processes of their own, each replaced
-at once by a copy of this one, which has everything imported.
+bit (`torture_runs.expected`). With `--keep N` it is no worker but keeps N of them: processes of their own, each
+replaced at once by a copy of this one, which has everything imported.
 """
 
 import argparse
