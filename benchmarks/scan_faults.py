@@ -26,6 +26,7 @@ import zmq
 
 from inscan.callbacks.document_log import DocumentLog
 from inscan.callbacks.profile import shipped_profiles
+from inscan.service.keys import Keyring
 
 SMALL = Path(__file__).resolve().parent.parent / "tests/integration/broker/small_service.py"
 ANY = "tcp://127.0.0.1:0"
@@ -192,6 +193,8 @@ class Fault:
     ----------
     wait : bool
         The connection is to stand before a scan begins.
+    key : Path or None
+        The pass that the RunEngine's process has.
     needs : str
         What else it cannot be done without: ``mounts``.
     """
@@ -205,6 +208,7 @@ class Fault:
     after: Act = nothing
     wait: bool = True
     needs: str = ""
+    key: Path | None = None
     settings: tuple[tuple[str, Any], ...] = ()
 
 
@@ -293,6 +297,13 @@ def broken_profile(folder: Path) -> Path:
     return path
 
 
+def strangers_pass(folder: Path) -> Path:
+    """A pass for another service."""
+    keyring = Keyring(folder / "another")
+    keyring.make_server()
+    return keyring.new("stranger", "client", folder / "stranger.pass")
+
+
 def faults(folder: Path) -> list[Fault]:
     """All of them, in the order of the table."""
     stop, go, kill = signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL
@@ -366,6 +377,13 @@ def faults(folder: Path) -> list[Fault]:
             "backlog",
             f"{BACKLOG} runs of an earlier process wait to be sent",
             before=backlog,
+        ),
+        Fault(
+            "wrong key",
+            "the service asks for keys and does not know the host's",
+            key=strangers_pass(folder),
+            wait=False,
+            settings=(("curve", True),),
         ),
         Fault(
             "broken profile",

@@ -27,7 +27,6 @@ from inscan.profiles.xrf_plans import fly_raster, step_raster
 
 Plan = Generator[Any, Any, Any]
 _CONNECT_S = 20.0
-_SWITCH_S = 0.0002  # a GIL that is free is had within that
 
 
 class Camera:
@@ -93,32 +92,6 @@ class Meter:
         self.wall.append(time.perf_counter() - wall)
 
 
-class Latency:
-    """How long a thread of this process waits for the interpreter when it wants it: what a busy shipper costs others.
-
-    Runs only where asked for: the looking itself takes a share of the core.
-    """
-
-    def __init__(self) -> None:
-        self.waits: list[float] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="latency")
-
-    def __enter__(self) -> "Latency":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._over.is_set():
-            before = time.perf_counter()
-            time.sleep(_SWITCH_S)
-            self.waits.append(time.perf_counter() - before - _SWITCH_S)
-
-
 def scan(engine: RunEngine, plan: Plan, meter: Meter, asked: dict[str, Any]) -> dict[str, Any]:
     """Run one scan; what it took, and whether it raised."""
     cpu: list[float] = []
@@ -169,22 +142,20 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         engine = RunEngine({"beamline_id": asked["beamline"]}, context_managers=[])
-        connection, found = None, {}
+        connection = None
+        os.environ.pop("INSCAN_PASS", None)
+        if asked["pass"]:
+            os.environ["INSCAN_PASS"] = asked["pass"]
         if asked["subscribed"]:
             connection = connected(folder / "state", asked["address"], asked["wait"])
         meter = Meter(connection)
         engine.subscribe(meter)
         plan = known[asked["zero"]][asked["plan"]]
-        if asked.get("latency"):
-            with Latency() as latency:
-                found = scan(engine, plan(), meter, asked)
-            found["waits"] = sorted(latency.waits)[-20:]
-        else:
-            found = scan(engine, plan(), meter, asked)
+        found = scan(engine, plan(), meter, asked)
         if connection is not None:
             found |= {"lost": connection.lost, "defects": connection.defects}
             found["left"] = connection.left_out
-            connection.close(asked.get("close", 0.0))
+            connection.close(0.0)
         print(json.dumps(found), flush=True)
 
 

@@ -89,6 +89,7 @@ def pairs_of(
         for subscribed in (False, True) if number % 2 == 0 else (True, False):
             asked = {"plan": plan[0], "beamline": plan[1], "zero": zero, "subscribed": subscribed}
             asked |= {"address": fault.address(stage), "wait": fault.wait}
+            asked |= {"pass": None if fault.key is None else str(fault.key)}
             both[subscribed] = host.scan(asked, fault, stage)
         found.append((both[False], both[True]))
     return found
