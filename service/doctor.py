@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from inscan.callbacks.profile import load_profile
 from inscan.callbacks.request import RequestRefusedError, request
+from inscan.service.journal_repair import examine as examine_journal
 from inscan.service.queue_client import QueueUnavailable
 from inscan.service.queue_doctor import look
 from inscan.service.settings import Settings
@@ -82,6 +83,7 @@ def examine(settings: Settings) -> list[Check]:
         _curve(),
         _state_dir(settings),
         _space(settings),
+        _journal(settings),
         *_profiles(settings),
         running,
     ]
@@ -193,6 +195,17 @@ def _space(settings: Settings) -> Check:
         free > settings.min_free,
         f"{free / (1 << 30):.1f} GiB free, {settings.min_free / (1 << 30):.1f} are left free",
         f"free some space on the disk of {there}, or lower `min_free`",
+    )
+
+
+def _journal(settings: Settings) -> Check:
+    ok, found = examine_journal(settings.journal_path)
+    return Check(
+        "journal",
+        ok,
+        found,
+        "inscan serve repairs it when it starts; delete the damaged file when nothing of it is missed "
+        "(docs/durability.md tells how to look)",
     )
 
 

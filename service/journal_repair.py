@@ -338,3 +338,31 @@ def _keep_first_page(path: Path, database: Database) -> None:
     temporary = target.with_suffix(".tmp")
     temporary.write_bytes(page)
     os.replace(temporary, target)
+
+
+def examine(path: Path) -> tuple[bool, str]:
+    """Look at a journal without changing it: whether it is in order, and what was found."""
+    if not path.exists():
+        return not copy_path(path).exists(), "none yet" if not copy_path(path).exists() else "gone"
+    try:
+        # Without a log beside it nobody writes: then nothing is made there either.
+        log = path.with_name(f"{path.name}-wal")
+        where = f"{path.resolve().as_uri()}?{'mode=ro' if log.exists() else 'immutable=1'}"
+        with closing(sqlite3.connect(where, uri=True, timeout=2)) as connection:
+            (damage,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            row = (
+                connection.execute("SELECT value FROM facts WHERE name = 'mended'").fetchone()
+                if version >= 3
+                else None
+            )
+    except (sqlite3.Error, OSError) as error:
+        return False, f"{path}: {error}"
+    if damage != "ok":
+        return False, f"{path}: {damage}"
+    copy = _age(copy_path(path))
+    if row is not None and damaged_files(path):
+        return False, said(json.loads(row[0]))
+    return True, f"{path.stat().st_size >> 20} MiB, schema {version}, " + (
+        f"copied {copy}" if copy else "not copied yet"
+    )

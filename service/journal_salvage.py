@@ -288,7 +288,8 @@ def _job(row: Row) -> Row | None:
         # How it ended stands, whatever else is lost.
         end = lost_end(key, state, str(row.get("run_uid") or ""))
         return {**row, **end, "result": None, "reason": row.get("reason") or end["reason"]}
-    return row
+    # It follows from the key, whatever became of its letters.
+    return {**row, "result_uid": derived_uid(key)} if state == "committed" else row
 
 
 def _is_list(text: object) -> bool:
