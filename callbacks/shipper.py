@@ -400,6 +400,9 @@ class Shipper(threading.Thread):
                     self._on_snapshot(header["run"], dict(header))
                 case "REPLY":
                     self._answer(header["id"], unpack(message.chunks[0]))
+                case "ERR" if header.get("code") == "key":
+                    self.connected = False  # nothing that we say over this connection is heard
+                    self._say_trouble(f"the service says: {header.get('message')}")
                 case "ERR":
                     logger.warning("inscan: the service says: %s", header.get("message"))
         except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
