@@ -17,7 +17,7 @@ import numpy as np
 from fault_row import FaultRow
 from own_tiled import OwnTiled
 from tcp_proxy import Line, TcpProxy
-from torture_check import NotNow, TiledReader, Watch, ends_of
+from torture_check import Node, NotNow, TiledReader, Watch, ends_of
 from torture_rig import HERE, Host, Rig, until
 from torture_runs import KINDS, Kind, expected, uid_of
 
@@ -73,6 +73,7 @@ class NetworkRig:
         self._opened: set[str] = set()
         self._over: set[str] = set()
         self._looked = 0.0
+        self._known: dict[str, Node] = {}
         self._watch = Watch(self.expected)
         self._reader = TiledReader(self.tiled.uri, self.tiled.key)
         self.hosts: list[Host] = []
@@ -190,10 +191,13 @@ class NetworkRig:
         uids = self._opened - before
         runs, jobs = self.rig.journal()
         self._watch.look(self._reader)
-        ends = ends_of(uids, runs, jobs, [n for n in self._reader.nodes() if n.raw_uid in uids])
+        ends = ends_of(uids, runs, jobs, [n for n in self._nodes() if n.raw_uid in uids])
         for job in jobs:
             if job.run_uid in uids and job.state == "failed" and job.code not in may_fail:
                 ends.lose(f"job {job.key[:12]} failed for nothing: {job.code}, {job.reason}")
+        defects = (self.counts() - counted)["defects"]
+        if defects:
+            self.problems.append(f"{defects} defects: exceptions that nobody expected; see the log")
         for problem in (*self._watch.problems, *self.problems):
             ends.lose(problem)
         self._watch.problems.clear()
@@ -242,9 +246,18 @@ class NetworkRig:
         if logs or phases or not self._opened <= self._over | self._other_ends():
             return f"logs {logs}, {phases}"
         try:
-            return "" if {n.raw_uid for n in self._reader.nodes()} >= self._opened else "Tiled"
+            return "" if {n.raw_uid for n in self._nodes()} >= self._opened else "Tiled"
         except NotNow as error:
             return str(error)
+
+    def _nodes(self) -> list[Node]:
+        """All derived runs; those that have ended do not change any more, and are asked for once."""
+        for uid in self._reader.uids():
+            if uid not in self._known or self._known[uid].status is None:
+                node = self._reader.node(uid)
+                if node is not None:
+                    self._known[uid] = node
+        return list(self._known.values())
 
     def _other_ends(self) -> set[str]:
         rows = self.rig.rows("SELECT run_uid FROM runs WHERE state IN ('failed', 'passed_by')")

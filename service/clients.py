@@ -8,6 +8,8 @@ from typing import Any
 MAX_CLIENTS = 1024
 _AT_WORK_S = 30.0
 _MAX_WATCHES = 10_000
+_LONGEST_LOG = 1 << 62
+_LONGEST_NAME = 200
 
 
 @dataclass
@@ -55,9 +57,10 @@ class Clients:
         client.seen = now
         return client
 
-    def introduce(self, identity: bytes, name: str, host_id: str, pid: int, now: float) -> Client:
+    def introduce(self, identity: bytes, hello: Mapping[str, Any], now: float) -> Client:
         """A client says who it is; where all places are taken by clients at work it stays nameless."""
-        client = self.heard(identity, now)
+        name, host_id = (str(hello[key])[:_LONGEST_NAME] for key in ("client", "host_id"))
+        pid, client = int(hello["pid"]), self.heard(identity, now)
         if identity not in self._named:
             if len(self._named) >= MAX_CLIENTS:
                 longest = next(iter(self._named.values()))
@@ -111,6 +114,14 @@ class Recent:
         self._names[name] = None
         while len(self._names) > self._maxlen:
             self._names.popitem(last=False)
+
+
+def place_named(header: Mapping[str, Any], name: str) -> int:
+    """A place in a log that a message names; ValueError when that is none."""
+    place = header[name]
+    if not isinstance(place, int) or not 0 <= place < _LONGEST_LOG:
+        raise ValueError(f"{name} is a whole number from 0 to {_LONGEST_LOG}")
+    return place
 
 
 def run_named(header: Mapping[str, Any]) -> str:

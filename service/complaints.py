@@ -37,4 +37,9 @@ class Complaints:
             self._since, self._said = now, 0
         self._said += 1
         if self._said <= _MOST:
-            self._logger.log(level, text, *values)
+            # With the traceback of the exception being handled, where it is worse than a word.
+            self._logger.log(level, text, *values, exc_info=level >= logging.ERROR)
+
+    def defect(self, text: str) -> None:
+        """Log the exception being handled, unless there were many of late."""
+        self.say(logging.ERROR, text)

@@ -25,7 +25,7 @@ from inscan.callbacks.wire import (
     decode_message,
 )
 from inscan.service.answers import Answers, HandleRequest
-from inscan.service.clients import Client, Clients, Recent, run_named
+from inscan.service.clients import Client, Clients, Recent, place_named, run_named
 from inscan.service.complaints import Complaints
 from inscan.service.gate import Gate
 from inscan.service.ingest_line import Line
@@ -157,7 +157,7 @@ class Ingest:
                     self._turn(poller)
                 except Exception:  # noqa: BLE001 - one bad message must not end the service
                     self.counts["defects"] += 1
-                    logger.exception("inscan: defect in ingest; it goes on")
+                    self._complaints.defect("defect in ingest; it goes on")
         finally:
             self._close()
 
@@ -196,17 +196,14 @@ class Ingest:
             self.counts["garbage"] += 1
             self._line.refuse(identity, rest, str(error))
             return
-        except DamagedError:
-            self.counts["damaged"] += 1
-            return
-        except WireError:
-            self.counts["garbage"] += 1
+        except WireError as error:
+            self.counts["damaged" if isinstance(error, DamagedError) else "garbage"] += 1
             return
         try:
             client = self._clients.heard(identity, time.monotonic())
             self._dispatch(identity, client, message)
             self.counts[message.kind] += 1
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
             self.counts["garbage"] += 1
             self._complaints.say(logging.WARNING, "malformed %s: %.1000r", message.kind, error)
 
@@ -214,8 +211,7 @@ class Ingest:
         header = message.header
         match message.kind:
             case "HELLO":
-                who = str(header["client"]), str(header["host_id"]), int(header["pid"])
-                client = self._clients.introduce(identity, *who, time.monotonic())
+                client = self._clients.introduce(identity, header, time.monotonic())
                 self.counts["turned_away"] += not client.name
                 self._telling.welcome(identity, client)
             case "PING":
@@ -223,7 +219,7 @@ class Ingest:
             case "DOC":
                 self._document(identity, client, message)
             case "SYNC":
-                ends_at = int(header["offset"]) if header["ended"] else None
+                ends_at = place_named(header, "offset") if header["ended"] else None
                 self._sync(identity, client, run_named(header), ends_at)
             case "WATCH":
                 self._telling.watch(identity, client, run_named(header))
@@ -241,7 +237,7 @@ class Ingest:
 
     def _document(self, identity: bytes, client: Client, message: Message) -> None:
         (chunk,), run_uid = message.chunks, run_named(message.header)
-        offset, following = int(message.header["offset"]), int(message.header["next"])
+        offset, following = (place_named(message.header, name) for name in ("offset", "next"))
         payload = bytes(chunk)
         if self._over(run_uid):
             self._line.send(identity, "RELEASE", {"run": run_uid})

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from inscan.service.approval import GATED, Approval
@@ -24,8 +25,10 @@ class Requests:
     ----------
     about : mapping
         What does not change: version, addresses, state directory.
-    writer, ingest : callable
-        What these threads say of themselves.
+    writer : callable
+        What it says of itself.
+    counts : callable
+        Counters of messages to ingest and to the spool server.
     troubles : callable
         What the main thread cannot do at present, and why.
     sources : SourceTable
@@ -48,7 +51,7 @@ class Requests:
         *,
         writer: Callable[[], Mapping[str, Any]],
         troubles: Callable[[], Mapping[str, str]] = dict,
-        ingest: Callable[[], Mapping[str, Any]],
+        counts: Callable[[], Sequence[Mapping[str, int]]],
         sources: SourceTable,
         queue: QueueRescans,
         approval: Approval,
@@ -61,7 +64,7 @@ class Requests:
         self._about = about
         self._writer = writer
         self._troubles = troubles
-        self._ingest = ingest
+        self._counts = counts
         self._sources = sources
         self._queue = queue
         self._approval = approval
@@ -120,7 +123,7 @@ class Requests:
             "writer": dict(self._writer()),
             "troubles": dict(self._troubles()),
             "spool": self._spool.status(),
-            "messages": {**broker["counts"], **self._ingest(), **self._approval.counts},
+            "messages": _sum(broker["counts"], *self._counts(), self._approval.counts),
             "sockets": self._sockets(),
             "workers": broker["workers"],
             "sources": self._sources.rows(),
@@ -151,3 +154,11 @@ class Requests:
 
     def _refuse(self, proposal: str, who: str, reason: str = "") -> Mapping[str, Any]:
         return self._rescans.refuse(proposal, who, reason)
+
+
+def _sum(*counts: Mapping[str, int]) -> dict[str, int]:
+    """All counters added up: garbage is garbage, whichever socket it came to."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(dict(one))  # a copy: the thread that it is of goes on counting
+    return dict(total)

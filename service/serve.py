@@ -200,7 +200,7 @@ class Service:
             },
             writer=lambda: vars(self._writer.status),
             troubles=lambda: self._chores.troubles | self._crew.troubles,
-            ingest=lambda: dict(self._ingest.counts),
+            counts=lambda: (self._ingest.counts, self._spool_server.counts),
             sources=self._source_table,
             queue=self._queue,
             approval=self._approval(),

@@ -16,6 +16,7 @@ import pytest
 
 from inscan.callbacks import outbox, shipper
 from inscan.callbacks import request as request_module
+from inscan.callbacks.link import Link
 from inscan.callbacks.request import request
 from inscan.service import clients
 from inscan.service.mailbox import Outcome
@@ -170,6 +171,24 @@ def test_damaged_bytes_are_counted_and_sent_again(
         assert json.dumps(store.failed) == "{}"
     finally:
         proxy.stop()
+
+
+def test_numbers_that_are_none_are_garbage_and_no_defect(serve, wait_until):
+    service = serve()
+    hostile = Link()
+    try:
+        hostile.connect(service.address)
+        doc = {"run": "r", "offset": 0, "next": 10}
+        wrong = (float("inf"), float("nan"), -1, 1 << 63, 0.5, "0", None, [0])
+        for number in wrong:
+            wait_until(lambda n=number: hostile.send("DOC", {**doc, "offset": n}, b"x"), "sent")
+            wait_until(lambda n=number: hostile.send("SYNC", {**doc, "offset": n, "ended": 1}))
+        hello = {"client": "c", "host_id": "h", "pid": float("inf")}
+        wait_until(lambda: hostile.send("HELLO", hello), "sent")
+        wait_until(lambda: service.ingest.counts["garbage"] == 2 * len(wrong) + 1, "all counted")
+        assert service.ingest.counts["defects"] == 0
+    finally:
+        hostile.close()
 
 
 def test_a_storm_of_strangers_does_not_push_out_who_is_at_work(
