@@ -22,6 +22,7 @@ from inscan.service.queue_client import QueueUnavailable
 from inscan.service.queue_doctor import look
 from inscan.service.settings import Settings
 from inscan.service.tiled_http import PROCESSED, TiledHTTP
+from inscan.service.tiled_scopes import key_of
 
 PYTHON = (3, 11)
 PACKAGES = (
@@ -90,6 +91,9 @@ def examine(settings: Settings) -> list[Check]:
     if not running.ok:
         checks += list(_ports(settings))
     checks.append(_tiled(settings, running.ok))
+    key = key_of(settings, _ANSWER_S)
+    if key is not None:
+        checks.append(Check("tiled key", *key))
     checks += list(_queueserver(settings))
     return checks
 
