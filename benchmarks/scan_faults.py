@@ -34,6 +34,8 @@ NOBODY = "tcp://127.0.0.1:1"
 BACKLOG = 1000
 _READY_S = 90.0
 _LOG_BYTES = 256 * 1024
+_DISK_BYTES = 256 * 2**20
+STALLS, STALL_S = 2, 0.25
 
 
 class Service:
@@ -212,11 +214,6 @@ class Fault:
     settings: tuple[tuple[str, Any], ...] = ()
 
 
-def _again(stage: Stage) -> None:
-    stage.service.kill()
-    stage.service.start()
-
-
 def _gone(stage: Stage) -> None:
     shutil.rmtree(stage.log, ignore_errors=True)
     stage.log.write_text("in the way")
@@ -237,6 +234,30 @@ def small_disk(stage: Stage) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", str(stage.log)], check=True)
+
+
+@contextmanager
+def own_disk(stage: Stage) -> Iterator[None]:
+    """A disk of its own for the logs: a file system in a file, which can be made to hang."""
+    image = stage.host.with_name("disk")
+    stage.log.mkdir(parents=True, exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(_DISK_BYTES)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(stage.log)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(stage.log)], check=True)
+
+
+def _stall(stage: Stage) -> None:
+    """Have writes hang: whoever writes waits in the kernel."""
+    for _ in range(STALLS):
+        subprocess.run(["fsfreeze", "-f", str(stage.log)], check=True)
+        threading.Event().wait(STALL_S)
+        subprocess.run(["fsfreeze", "-u", str(stage.log)], check=True)
+        threading.Event().wait(STALL_S / 2)
 
 
 def _fill(stage: Stage) -> None:
@@ -327,9 +348,7 @@ def faults(folder: Path) -> list[Fault]:
         ),
         Fault("service frozen", "SIGSTOP in the middle", during=to("", stop), after=to("", go)),
         Fault("worker killed", "kill -9 of the worker", during=to("small_recipes", kill)),
-        Fault(
-            "Tiled killed", "kill -9 of the server", during=to("tiled_child", kill), after=_again
-        ),
+        Fault("Tiled killed", "kill -9 of the server", during=to("tiled_child", kill)),
         Fault(
             "Tiled frozen",
             "SIGSTOP of the server",
@@ -357,6 +376,13 @@ def faults(folder: Path) -> list[Fault]:
             "deleted in the middle, a file in its place",
             during=_gone,
             after=_back,
+        ),
+        Fault(
+            "disk stalls",
+            f"from the middle on, writes to the logs' disk hang {STALLS} times for {STALL_S} s",
+            around=own_disk,
+            during=_stall,
+            needs="mounts",
         ),
         Fault(
             "network cut",
@@ -414,9 +440,10 @@ def send_rubbish(addresses: list[str]) -> None:
                 continue
 
 
-def mounts_work() -> bool:
-    """Whether this process may mount a file system."""
-    return os.geteuid() == 0 and shutil.which("mount") is not None
+def possible(fault: Fault) -> bool:
+    """Whether this process may do what the fault needs."""
+    tools = ("mount", "umount", "mkfs.ext4", "fsfreeze")
+    return not fault.needs or (os.geteuid() == 0 and all(shutil.which(tool) for tool in tools))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import fault_row
 import numpy as np
 from fault_row import FaultRow
 from runengine_cost import median_interval
-from scan_faults import Fault, Proxy, Service, Stage, faults, mounts_work
+from scan_faults import Fault, Proxy, Service, Stage, faults, possible
 
 LIMIT = 1.02
 _MIDDLE_S = 0.5  # after a scan began, when its fault is put on
@@ -181,10 +181,14 @@ def run(seed: int, pairs: int, only: str) -> list[FaultRow]:
         for fault in faults(folder):
             if only not in fault.name:
                 continue
-            if fault.needs and not mounts_work():
+            if not possible(fault):
                 print(f"{fault.name}: not possible here ({fault.needs})", file=sys.stderr)
                 continue
-            rows.append(_row(fault, host, warm, pairs, order))
+            try:
+                rows.append(_row(fault, host, warm, pairs, order))
+            except subprocess.CalledProcessError as error:
+                print(f"{fault.name}: not possible here: {error}", file=sys.stderr)
+                continue
             print(f"{fault.name}: {rows[-1].remarks}", file=sys.stderr, flush=True)
     return rows
 
@@ -214,7 +218,7 @@ if __name__ == "__main__":
         fault_row.main(
             "scan",
             run,
-            pairs=(int, 10, "pairs of scans for each fault"),
+            pairs=(int, 9, "pairs of scans for each fault"),
             only=(str, "", "part of the name of the faults to be tried; empty: all"),
         )
     )
