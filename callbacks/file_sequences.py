@@ -222,7 +222,8 @@ def rows_of_npy(path: Path, shape: tuple[int, ...], start: int, stop: int) -> np
         return rows.reshape(stop - start, *shape)
     except (FileRefused, NotReadable):
         raise
-    except (OSError, ValueError, EOFError) as error:
+    # What a header of any content makes numpy raise: it is read as Python's tokens.
+    except Exception as error:  # noqa: BLE001
         raise NotReadable(f"{path} cannot be read (yet): {error}") from error
 
 
@@ -237,6 +238,8 @@ def _per_event(row: tuple[int, ...], shape: tuple[int, ...], path: Path) -> int:
 
 def _tiff(file: BinaryIO, path: Path, shape: tuple[int, ...]) -> np.ndarray:
     with tifffile.TiffFile(file, **_ALONE) as tiff:
+        # Finds a chain of pages that leads back into itself, which is followed for ever otherwise.
+        len(tiff.pages)
         series = tiff.series[0]
         _fits(series.shape, series.dtype, shape, path)
         return series.asarray()

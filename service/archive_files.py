@@ -110,13 +110,20 @@ def open_archive(path: Path) -> Iterator[Archive]:
         with hdf5_datasets(path, MOST_BYTES) as (datasets, groups):
             yield Archive(path, kind, datasets, groups)
         return
-    try:
+    with _readable(path, kind):
         datasets, groups = reader(path)
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        if isinstance(error, ArchiveError):
-            raise
-        raise ArchiveError(f"{path} is not a readable {kind} file: {error}") from error
     yield Archive(path, kind, datasets, groups)
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """Whatever a file of any content makes its reader raise says which file it is."""
+    try:
+        yield
+    except ArchiveError:
+        raise
+    except Exception as error:  # noqa: BLE001 - zipfile, zlib, numpy and tifffile each have many
+        raise ArchiveError(f"{path} is not a readable {kind} file: {error}") from error
 
 
 def _kind(path: Path) -> tuple[str, Callable[[Path], Found]]:
@@ -173,7 +180,7 @@ def _npz_reader(
 ) -> Callable[[Part], np.ndarray]:
     def read(part: Part) -> np.ndarray:
         _limited(name, *header, path)
-        with np.load(path, allow_pickle=False) as archive:
+        with _readable(path, "npz"), np.load(path, allow_pickle=False) as archive:
             return np.asarray(archive[name])[part]
 
     return read
@@ -193,7 +200,7 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype] | None:
         if size > _NPY_HEADER_BYTES:
             return None
         shape, _, dtype = reader(io.BytesIO(length + file.read(size)))
-    except (ValueError, KeyError, EOFError, struct.error):
+    except Exception:  # noqa: BLE001 - no header that numpy reads; it is taken for Python's tokens
         return None
     return None if dtype.hasobject else (tuple(int(n) for n in shape), dtype)
 
@@ -205,7 +212,8 @@ def _npy(path: Path) -> Found:
         raise ArchiveError(f"{path}: an .npy file of Python objects, which are never loaded")
 
     def read(part: Part) -> np.ndarray:
-        return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[part])
+        with _readable(path, "npy"):
+            return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[part])
 
     return {path.stem: ArchiveDataset(path.stem, *header, {}, read)}, {}
 
@@ -217,6 +225,8 @@ def _tiff(path: Path) -> Found:
 
     try:
         with tifffile.TiffFile(path, **_ALONE) as file:
+            # Finds a chain of pages that leads back into itself, which is followed for ever otherwise.
+            len(file.pages)
             series = [(tuple(one.shape), one.dtype, str(one.axes)) for one in file.series]
             labels = page_names(file, path)
     except (tifffile.TiffFileError, IndexError, TypeError) as error:
@@ -237,7 +247,8 @@ def _tiff_reader(path: Path, number: int) -> Callable[[Part], np.ndarray]:
     def read(part: Part) -> np.ndarray:
         import tifffile
 
-        with tifffile.TiffFile(path, **_ALONE) as file:
+        with _readable(path, "TIFF"), tifffile.TiffFile(path, **_ALONE) as file:
+            len(file.pages)
             series = file.series[number]
             _limited("pages", series.shape, np.dtype(series.dtype or "u1"), path)
             return np.asarray(series.asarray())[part]

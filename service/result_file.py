@@ -28,6 +28,20 @@ _MARGIN = 256 << 10
 """Bytes that HDF5 may need for itself."""
 
 
+DAMAGED = (
+    OSError,
+    KeyError,
+    IndexError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+)
+"""What a file of any content makes HDF5 and the reading of JSON raise."""
+
+
 class ResultFileError(ValueError):
     """A file that is no result of ours, or is damaged."""
 
@@ -141,8 +155,8 @@ def read_result(path: Path) -> StoredResult:
             group = member(file, DATA)
             arrays = [_read_array(name, group) for name in json.loads(str(group.attrs["order"]))]
             report, regions, meta = (_json(file, name) for name in ("report", "regions", "meta"))
-    except (OSError, KeyError, AttributeError, TypeError) as error:
-        if blames_machine(error):
+    except DAMAGED as error:
+        if blames_machine(error) or isinstance(error, ResultFileError):
             raise
         raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
     return StoredResult(Processed(arrays, report, regions), meta)
@@ -168,7 +182,9 @@ def read_weights(path: Path) -> BornWeights | None:
             if (count := int(stored.size or 0)) > MAX_WEIGHTS_BYTES:
                 raise ResultFileError(f"{path}: {count} bytes of weights are too many")
             return BornWeights(np.asarray(stored[...]).tobytes(), _json(file, "weights/card"))
-    except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
+    except DAMAGED as error:
+        if isinstance(error, ResultFileError):
+            raise
         raise ResultFileError(f"{path}: its weights cannot be read: {error}") from error
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from inscan.service.digest import BLOCK, Content, digest_contents
 from inscan.service.disk import blames_machine
 from inscan.service.plain_hdf5 import array_in, member
-from inscan.service.result_file import DATA, ResultFileError
+from inscan.service.result_file import DAMAGED, DATA, ResultFileError
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def describe(path: Path) -> list[StoredArray]:
         with h5py.File(path, "r") as file:
             group = _group(file)
             return [_describe(name, group) for name in json.loads(str(group.attrs["order"]))]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        if blames_machine(error):
+    except DAMAGED as error:
+        if blames_machine(error) or isinstance(error, ResultFileError):
             raise
         raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
 
@@ -93,8 +93,8 @@ def digest_of(path: Path) -> str:
                     for blocks in (_blocks(raw, file, array),)
                 }
             )
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        if blames_machine(error):
+    except DAMAGED as error:
+        if blames_machine(error) or isinstance(error, ResultFileError):
             raise
         raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
 
