@@ -17,7 +17,7 @@ from inscan.callbacks.missing import Missing
 from inscan.callbacks.profile import BeamlineProfile, matches
 from inscan.callbacks.received import Received
 from inscan.callbacks.run_files import RunFiles
-from inscan.callbacks.run_meta import bulky, plain
+from inscan.callbacks.run_meta import bulky, number_at, plain
 from inscan.callbacks.target import Target
 from inscan.callbacks.txm import EnergyStack
 from inscan.callbacks.updates import (
@@ -37,6 +37,7 @@ __all__ = [
     "RunAssembler",
     "Update",
     "in_memory",
+    "of_run",
     "open_assembler",
 ]
 
@@ -207,15 +208,16 @@ class RunAssembler:
         if not isinstance(doc, Mapping):
             doc = {}
         # A Tiled server ends a run without stop with an empty one.
-        if doc.get("run_start", self.run_uid) != self.run_uid:
+        if not of_run(doc, self.run_uid):
             self._notes.add("documents of another run left out", str(doc.get("run_start")))
             return []
-        self._stopped = plain(doc.get("time"))
-        status = shortened(str(doc.get("exit_status") or "incomplete"), _LONGEST_STATUS)
+        self._stopped = plain(number_at(doc, "time"))
+        status, reason = (_text(doc.get(key)) for key in ("exit_status", "reason"))
+        status = shortened(status, _LONGEST_STATUS) or "incomplete"
         if status == "success":
             wanted = {uid: s for uid, s in self._streams.items() if self._target.wants(s)}
             self._files.announce_rest(wanted)
-        return self._final(status, shortened(str(doc.get("reason") or "")))
+        return self._final(status, shortened(reason))
 
     def _final(self, exit_status: str, reason: str) -> list[Update]:
         self._files.finish()
@@ -240,6 +242,16 @@ class RunAssembler:
             if self._stopped is not None:
                 update.meta["stop_time"] = self._stopped
         return updates
+
+
+def of_run(stop: Mapping[str, Any], run_uid: str) -> bool:
+    """Return whether a stop document is of a run: it says so, or says nothing (a Tiled server's for a run without)."""
+    named = stop.get("run_start")
+    return named is None or (isinstance(named, str) and named == run_uid)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def open_assembler(

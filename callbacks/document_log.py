@@ -35,8 +35,10 @@ _MAX_RESENT = 64  # whole logs of an earlier process that are sent at once
 _MAX_FRESH = (
     512  # logs that wait to be taken; a taker that hangs must not use up the process's files
 )
-_SLOW_S = 0.1  # a write that takes longer holds up the scan
-_SLOW_FOR_S = 10.0  # how long documents go through the memory after one
+_SLOW_S = 0.1  # a write that takes longer holds up the scan; one alone may be a busy processor
+_SLOW_AGAIN_S = 2.0  # two of them in so short a time are a slow disk,
+_HANGS_S = 0.5  # and one of so long is enough
+_SLOW_FOR_S = 10.0  # how long documents go through the memory then
 _BULK = ("event", "event_page")
 
 
@@ -85,7 +87,8 @@ class DocumentLog:
         self.kept_bytes = 0
         self.heard = -1e9
         self._keeping = 0  # documents
-        self._slow_until = -1e9
+        self._slow_until = self._slow_at = -1e9
+        self._settled = threading.Event()
         self._routes = Routes()
         self._runs: dict[str, _Run] = {}
         self._fresh: list[LogFile] = []
@@ -96,7 +99,7 @@ class DocumentLog:
         """Append a document to the log of its run.
 
         Trouble with files raises nothing (a gap is marked and counted). Documents that break
-        event-model's rules raise KeyError, TypeError or AttributeError.
+        event-model's rules raise KeyError, TypeError, ValueError or AttributeError.
         """
         with self._lock:
             runs = self._routes.of(name, doc)
@@ -202,7 +205,15 @@ class DocumentLog:
             waiting = [uid for uid, run in self._runs.items() if run.kept]
         for uid in waiting:
             if not self._mend(uid):
-                return  # what one log does not take the next one in the folder will not either
+                break  # what one log does not take the next one in the folder will not either
+        self._settled.set()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until somebody has written what is kept in memory, so many seconds at most; whether that is so."""
+        self._settled.clear()
+        if self.waiting:
+            self._settled.wait(seconds)
+        return not self.waiting
 
     def _mend(self, uid: str) -> bool:
         """Write what is kept of one run; False when that is not possible now."""
@@ -366,6 +377,9 @@ class DocumentLog:
         log.append(parts)
         now = time.monotonic()
         if now - before > _SLOW_S:
+            again, self._slow_at = now - self._slow_at < _SLOW_AGAIN_S, now
+            if not again and now - before < _HANGS_S:
+                return
             if now > self._slow_until:
                 logger.warning(
                     "inscan: writing a document to %s took %.1f s; the scan does not wait for the disk: "

@@ -24,6 +24,7 @@ _LINKS: dict[str, tuple[tuple[str, ...], str | None]] = {
     "stop": (("run_start",), None),
 }
 _UNLINKED = ("stream_resource", "resource")
+_LONGEST_UID = 256  # what the service takes
 _REMEMBERED = 10_000  # runs that are over
 
 
@@ -76,6 +77,8 @@ class Routes:
         return doc.get("uid" if name == "start" else "run_start") in self._over
 
     def _open(self, run_uid: str) -> tuple[str, ...]:
+        if not isinstance(run_uid, str) or not 0 < len(run_uid) <= _LONGEST_UID:
+            raise ValueError(f"a run is named by a text of 1 to {_LONGEST_UID} characters")
         if run_uid in self._over:
             return ()
         if run_uid not in self._members:

@@ -281,7 +281,9 @@ class XRFArrays:
             self.i0_reference = float(np.median(self._i0[measured]))
         relative = np.where(measured, self._i0 / (self.i0_reference or 1.0), 0)
         exposure = self._out["exposure"].reshape(live.shape)
-        np.multiply(live, relative, out=exposure, casting="same_kind")
+        with np.errstate(over="ignore", under="ignore"):
+            np.multiply(live, relative, out=exposure, casting="same_kind")
+        exposure[~(exposure < MOST)] = 0
         unlit = measured & ~(exposure > 0).any(axis=0)
         if unlit.any():
             # So little beam that the exposure is none: nothing can be divided by it.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from inscan.callbacks.assembly import of_run
 from inscan.callbacks.updates import NotUnderstood, Update, shortened
 from inscan.callbacks.wire import WireError, unpack
 from inscan.service.readers import Reader
@@ -225,15 +226,11 @@ class RunIntake:
             return
         elif self._assembler is None:
             self._without_start(doc if name == "stop" else None)
-        elif name == "stop" and self._ours(doc):
+        elif name == "stop" and of_run(doc, self.run_uid):  # another's is left out, the run goes on
             if not self._to_mend(doc):
                 self._finish(self._assembler(name, doc), "")
         else:
             self._show(self._assembler(name, doc))
-
-    def _ours(self, stop: Mapping[str, Any]) -> bool:
-        """Whether a stop is of this run: the assembler leaves another's out, and the run goes on."""
-        return stop.get("run_start", self.run_uid) == self.run_uid
 
     def _end(self, reason: str) -> None:
         """Process what there is of a run that ended without a stop, or with one that was lost."""

@@ -3,6 +3,7 @@ be computed of it."""
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from inscan.callbacks.assembly import RunAssembler, open_assembler
 from inscan.callbacks.link import host_id
 from inscan.callbacks.profile import BeamlineProfile, matches
-from inscan.callbacks.updates import NotUnderstood, Update
+from inscan.callbacks.updates import Allocate, NotUnderstood, Update
 from inscan.service.acceptance import adopt
 from inscan.service.digest import digest_arrays
 from inscan.service.events import Look, Submit
@@ -26,7 +27,7 @@ from inscan.service.processed import BornWeights
 from inscan.service.repair import Repairs
 from inscan.service.settings import Settings
 from inscan.service.shelf import Shelf, ShelfError, read_weights_file
-from inscan.service.spool import Spool, SpoolRun, load, sync_arrays
+from inscan.service.spool import Spool, SpoolRun, can_name, load, sync_arrays
 
 MASK = "measured"
 """The array that says which pixels of the others are believed."""
@@ -108,21 +109,42 @@ class Runs:
         """
         run_uid = str(start.get("uid"))
         scan_id = start.get("scan_id")
+        if not isinstance(scan_id, int) or not -(1 << 63) <= scan_id < 1 << 63:
+            scan_id = None  # no number that the journal holds
         profile = next((one.name for one in self._profiles.values() if matches(one, start)), "")
-        self._journal.record_run(
-            run_uid, scan_id if isinstance(scan_id, int) else None, profile, dict(start)
-        )
+        self._journal.record_run(run_uid, scan_id, profile, dict(start))
+        if not can_name(run_uid):
+            raise NotUnderstood(
+                f"run uid {run_uid!r:.300} cannot name a folder: expected 1 to 200 letters, digits, '.', '_', '-',"
+                " a letter or digit first"
+            )
         try:
             # The folder is made with the first array: a run that is nobody's leaves none.
             return open_assembler(
                 start,
                 list(self._profiles.values()),
-                lambda name, shape, dtype: self._spool.run(run_uid).allocate(name, shape, dtype),
+                self._allocator(run_uid),
                 data_roots=self._settings.data_roots,
             )
         except NotUnderstood:
             self._spool.delete(run_uid)
             raise
+
+    def _allocator(self, run_uid: str) -> Allocate:
+        """Where a run's arrays live. What no spool of this size can hold is refused; what does not fit now waits."""
+        most, taken = self._spool.budget, 0
+
+        def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            nonlocal taken
+            taken += math.prod(shape) * np.dtype(dtype).itemsize
+            if taken > most:
+                raise NotUnderstood(
+                    f"too_large: with array {name} of shape {shape} the run takes {taken} bytes, the spool holds {most}"
+                    " at most (setting spool_budget)"
+                )
+            return self._spool.run(run_uid).allocate(name, shape, dtype)
+
+        return allocate
 
     def on_update(self, update: Update) -> None:
         """Take an update. When it returns, a final is in the journal and its arrays are on the

@@ -184,6 +184,11 @@ class Spool:
         return NoDiskSpace(text)
 
 
+def can_name(run_uid: str) -> bool:
+    """Return whether a run's uid can name its folder."""
+    return bool(_RUN.fullmatch(run_uid))
+
+
 class SpoolRun:
     """The folder of one run: `NAME.npy` files, mapped, and a `meta*.json` for each of its maps or stacks."""
 
