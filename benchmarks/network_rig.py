@@ -63,7 +63,7 @@ class NetworkRig:
         self.lines["tiled"] = tiled
         self.targets = {**targets, "tiled": self.tiled.uri}
         self.asked: dict[str, tuple[Kind, int]] = {}
-        self.most_open = 8
+        self.most_open = 4
         self.problems: list[str] = []
         self._far = folder / "far"
         self._far.mkdir()

@@ -142,7 +142,7 @@ class Fuzz:
         line.cut()
         self.rig.most_open = 30
         self.rig.go(seconds)
-        self.rig.most_open = 8
+        self.rig.most_open = 4
         line.retarget(self.rig.targets["ingest"])
         line.cut()
         hostile.stop()
