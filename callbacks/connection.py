@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED = 1000  # outcomes and snapshots kept for whoever asks later
 _CLOSE_TIMEOUT = 5.0
+_SETTLE_S = 0.05  # that the end of a run may wait for a slow disk
 
 
 class Connection:
@@ -78,7 +79,11 @@ class Connection:
         os.register_at_fork(after_in_child=_forked(weakref.ref(self)))
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Record one document. Costs microseconds, waits for nothing, never raises."""
+        """Record one document. Costs microseconds, waits for nothing, never raises.
+
+        Where the disk is so slow that documents go through the memory, a stop waits for it a twentieth of a second at
+        most: from then on the run survives whatever happens to this process.
+        """
         try:
             if self._closed:
                 raise RuntimeError("the connection is closed; call connect() again")
@@ -87,6 +92,8 @@ class Connection:
             self._log.append(name, doc)
             if name in ("start", "stop"):
                 self._shipper.wake()
+                if name == "stop" and self._log.slow:
+                    self._log.settle(_SETTLE_S)
         except Exception:  # noqa: BLE001 - Bluesky aborts the scan when a callback raises
             self.defects += 1
             if self.defects == 1:

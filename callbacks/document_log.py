@@ -13,13 +13,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inscan.callbacks.legible import legible
 from inscan.callbacks.log_file import SUFFIX, LogFile
+from inscan.callbacks.log_pace import Pace
 from inscan.callbacks.routes import Routes
 from inscan.callbacks.wire import Buffer, WireError, pack_parts, unpack
 
@@ -35,10 +36,6 @@ _MAX_RESENT = 64  # whole logs of an earlier process that are sent at once
 _MAX_FRESH = (
     512  # logs that wait to be taken; a taker that hangs must not use up the process's files
 )
-_SLOW_S = 0.1  # a write that takes longer holds up the scan; one alone may be a busy processor
-_SLOW_AGAIN_S = 2.0  # two of them in so short a time are a slow disk,
-_HANGS_S = 0.5  # and one of so long is enough
-_SLOW_FOR_S = 10.0  # how long documents go through the memory then
 _BULK = ("event", "event_page")
 
 
@@ -87,7 +84,7 @@ class DocumentLog:
         self.kept_bytes = 0
         self.heard = -1e9
         self._keeping = 0  # documents
-        self._slow_until = self._slow_at = -1e9
+        self._pace = Pace(directory)
         self._settled = threading.Event()
         self._routes = Routes()
         self._runs: dict[str, _Run] = {}
@@ -232,7 +229,7 @@ class DocumentLog:
                 self._mark(log, lost, run.reason)
                 marked = True
                 for payload in batch:
-                    self._put(log, [payload])
+                    self._pace.append(log, [payload])
                     written += 1
             except FileExistsError:
                 with self._lock:
@@ -263,7 +260,7 @@ class DocumentLog:
     @property
     def slow(self) -> bool:
         """Writing takes so long that documents go through the memory: `mend` is to be called all the time."""
-        return time.monotonic() < self._slow_until
+        return self._pace.slow
 
     def abandon(self) -> None:
         """Let go of all files without a word, in a fork of the process that writes them: it would own them, too."""
@@ -302,7 +299,7 @@ class DocumentLog:
             if run.kept:  # too many for the time that a scan has
                 self._keep(run, parts)
                 return
-            self._put(log, parts)
+            self._pace.append(log, parts)
             self.written += 1
         except FileExistsError:
             run.elsewhere = True
@@ -371,35 +368,17 @@ class DocumentLog:
             self._fresh.append(run.log)
         return run.log
 
-    def _put(self, log: LogFile, parts: Sequence[Buffer]) -> None:
-        """Append a record, and see how long that takes. Raises OSError."""
-        before = time.monotonic()
-        log.append(parts)
-        now = time.monotonic()
-        if now - before > _SLOW_S:
-            again, self._slow_at = now - self._slow_at < _SLOW_AGAIN_S, now
-            if not again and now - before < _HANGS_S:
-                return
-            if now > self._slow_until:
-                logger.warning(
-                    "inscan: writing a document to %s took %.1f s; the scan does not wait for the disk: "
-                    "documents go through the memory until it is faster",
-                    self.directory,
-                    now - before,
-                )
-            self._slow_until = now + _SLOW_FOR_S
-
     def _mark(self, log: LogFile, lost: int, reason: str) -> None:
         """Say in a log that documents are missing. Raises OSError."""
         if lost:
-            self._put(log, pack_parts(["gap", {"documents": lost, "reason": reason}]))
+            self._pace.append(log, pack_parts(["gap", {"documents": lost, "reason": reason}]))
 
     def _catch_up(self, log: LogFile, run: _Run) -> None:
         """Mark the gap and write what was kept, so much as a scan has time for. Raises OSError."""
         self._mark(log, run.lost, run.reason)
         run.lost = 0
         for payload in list(itertools.islice(run.kept, _CATCH_UP)):
-            self._put(log, [payload])
+            self._pace.append(log, [payload])
             self._kept_is_written(run, 1)
 
     def _settle(self, uid: str, run: _Run) -> None:

@@ -91,7 +91,7 @@ def close(log: DocumentLog) -> None:
 # Routing
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_runs_that_interleave_are_told_apart_and_forgotten(random):
     runs = [documents() for _ in range(3)]
