@@ -68,6 +68,9 @@ COMMANDS = [
     ("forward", "file"),
     ("forward", "kafka"),
     ("forward", "tiled"),
+    ("keys", "new"),
+    ("keys", "list"),
+    ("keys", "revoke"),
 ]
 
 
@@ -232,10 +235,13 @@ def test_show_needs_a_run_and_a_service(inscan, tmp_path):
     assert status == UNREACHABLE and "no service runs" in err
 
 
-def test_a_worker_takes_loopback_addresses_only(inscan, monkeypatch):
+def test_a_worker_goes_to_other_machines_with_a_pass_only(inscan, monkeypatch, tmp_path):
     monkeypatch.setenv("GLIBC_TUNABLES", "set")  # else it starts itself again
+    monkeypatch.delenv("INSCAN_PASS", raising=False)
     status, _, err = inscan("worker", "tcp://10.0.0.1:5621")
-    assert status == BAD_INPUT and "ssh" in err
+    assert status == BAD_INPUT and "inscan keys new" in err and "--pass" in err
+    status, _, err = inscan("worker", "tcp://10.0.0.1:5621", "--pass", tmp_path / "none")
+    assert status == BAD_INPUT and "cannot be read" in err
 
 
 def test_ctrl_c_is_exit_status_130(inscan, monkeypatch):
