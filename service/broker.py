@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from inscan.callbacks import wire
 from inscan.callbacks.wire import DamagedError, VersionError, WireError
+from inscan.service.complaints import Complaints
 from inscan.service.dispatch import KINDS, Dispatcher
 from inscan.service.gate import Gate
 from inscan.service.journal import Journal, JournalError
@@ -60,6 +61,7 @@ class Broker:
         gate: Gate | None = None,
     ) -> None:
         self.mailbox = Mailbox()
+        self._complaints = Complaints(_log)
         self._address = settings.broker
         self._tick = min(0.25, settings.hb_s / 2)
         self._rules = Dispatcher(
@@ -135,16 +137,22 @@ class Broker:
                     # A full disk, for one. Leases run on, and workers repeat their results until
                     # they are taken.
                     self._rules.counts["journal_errors"] += 1
-                    _log.exception("the journal refused; trying on")
-                except Exception:  # noqa: BLE001 - a defect met by one message must not end the service
+                    self._complaints.defect("the journal refused; trying on")
+                except Exception:  # noqa: BLE001 - a defect must not end the service
                     self._rules.counts["defects"] += 1
-                    _log.exception("defect in the broker; it goes on")
+                    self._complaints.defect("defect in the broker; it goes on")
 
     def _turn(self, due: bool) -> None:
         for item in self.mailbox.drain():
             self._rules.mail(item)
         for frames in self.router.received(_BATCH):
-            self._message(frames)
+            try:
+                self._message(frames)
+            except JournalError:
+                raise
+            except Exception:  # noqa: BLE001 - no message must keep others, or the clocks, waiting
+                self._rules.counts["defects"] += 1
+                self._complaints.defect("defect in the broker, met by a message; it goes on")
         if due:
             self._rules.watch_clocks()
         if not self._draining.is_set():

@@ -57,8 +57,7 @@ class Ingest:
     uses : Uses
         What becomes of documents; called from a pool of four threads.
     is_closed : callable
-        Run uid -> whether everything of the run is durable (`Uses.on_closed` was called, in this
-        or an earlier life of the service) or it is over otherwise: its log may go.
+        Run uid -> whether all of the run is durable (`Uses.on_closed` was called) or it is over otherwise: its log may go.
     on_incomplete : callable
         (run uid, reason): nobody sends the run any more, and it has no stop. Provisional: when
         its client comes back, the run is taken in again from its start.
@@ -153,13 +152,16 @@ class Ingest:
             poller.register(source, zmq.POLLIN)
         try:
             while not self._stopping.is_set():
-                try:
-                    self._turn(poller)
-                except Exception:  # noqa: BLE001 - one bad message must not end the service
-                    self.counts["defects"] += 1
-                    self._complaints.defect("defect in ingest; it goes on")
+                self._guarded(self._turn, poller)
         finally:
             self._close()
+
+    def _guarded(self, work: Callable[..., None], *given: Any) -> None:
+        try:
+            work(*given)
+        except Exception:  # noqa: BLE001 - no message must end the service, or keep others waiting
+            self.counts["defects"] += 1
+            self._complaints.defect("defect in ingest; it goes on")
 
     def _close(self) -> None:
         for run in self._runs.values():
@@ -179,7 +181,7 @@ class Ingest:
         for item in self._mailbox.drain():
             self._telling.mail(item)
         for frames in self._line.received(_BATCH):
-            self._message(frames)
+            self._guarded(self._message, frames)
         now = time.monotonic()
         for run in list(self._runs.values()):
             self._put_to_work(run)

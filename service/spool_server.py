@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inscan.callbacks import wire
 from inscan.callbacks.wire import DamagedError, Message, WireError
+from inscan.service.complaints import Complaints
 from inscan.service.gate import Gate
 from inscan.service.messages import Notice
 from inscan.service.result_file import sync_path
@@ -123,6 +124,7 @@ class SpoolServer:
         self._place_for = place_for
         self._maps: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._puts: OrderedDict[tuple[str, int], _Incoming] = OrderedDict()
+        self._complaints = Complaints(_log)
         self._stopping = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.router = Router("spool", max_message=_MAX_MESSAGE, gate=gate, counts=self.counts)
@@ -163,7 +165,7 @@ class SpoolServer:
                 self._turn()
             except Exception:  # noqa: BLE001 - a defect met by one message must not end the service
                 self.counts["defects"] += 1
-                _log.exception("defect in the spool server; it goes on")
+                self._complaints.defect("defect in the spool server; it goes on")
 
     def _turn(self) -> None:
         for identity, *rest in self.router.received(_BATCH):
