@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from inscan.callbacks.run_meta import plain
 from inscan.service import host, journal_rows, leases
 from inscan.service.journal_composites import CompositeJournal
 from inscan.service.journal_file import JournalError
@@ -104,7 +105,7 @@ class Journal(ProposalJournal, CompositeJournal, HandsJournal, UpkeepJournal):
             return bool(
                 c.execute(
                     "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, 'open', '', ?, ?)",
-                    (run_uid, scan_id, profile, json.dumps(start, default=str), now, now),
+                    (run_uid, scan_id, profile, json.dumps(plain(start)), now, now),
                 ).rowcount
             )
 
