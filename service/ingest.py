@@ -57,7 +57,7 @@ class Ingest:
     uses : Uses
         What becomes of documents; called from a pool of four threads.
     is_closed : callable
-        Run uid -> whether all of the run is durable (`Uses.on_closed` was called) or it is over otherwise: its log may go.
+        Run uid -> whether its log may go: all of it is durable (`Uses.on_closed`), or it is over otherwise.
     on_incomplete : callable
         (run uid, reason): nobody sends the run any more, and it has no stop. Provisional: when
         its client comes back, the run is taken in again from its start.
@@ -303,10 +303,7 @@ class Ingest:
                 return self._open(run.run_uid, identity, client, first)
             case "tell":
                 self.counts["doubled"] += 1
-                text = (
-                    f"run {run.run_uid} comes from another client already; this log of it is kept"
-                )
-                text += " until the run is over"
+                text = f"run {run.run_uid} comes from another client; this log is kept until it is over"
                 self._line.send(identity, "ERR", {"code": "doubled", "message": text})
         return None
 
