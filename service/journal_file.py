@@ -83,6 +83,8 @@ _TABLE_NAMES = (
     "facts",
 )
 _SIZE_OF_LOG = 64 << 20
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+"""What Python's sqlite3 raises for a damaged file: also for its own message, where that quotes what is no text."""
 _NOT_A_JOURNAL = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -170,7 +172,7 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.executescript(_INDEXES)
         if not fresh:
             _check_rows(connection, path)
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         connection.close()
         raise _named(error, path) from error
     except JournalError:
@@ -179,9 +181,9 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _named(error: sqlite3.Error, path: Path) -> JournalError:
+def _named(error: Exception, path: Path) -> JournalError:
     code = getattr(error, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in _NOT_A_JOURNAL:
+    if isinstance(error, UnicodeDecodeError) or (code or 0) & 0xFF in _NOT_A_JOURNAL:
         return JournalDamaged(f"journal {path} is damaged: {error}")
     return JournalError(f"journal {path} cannot be used: {error}")
 

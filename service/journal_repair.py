@@ -19,6 +19,7 @@ from inscan.service.journal_file import (
     TABLES,
     TABLES_2,
     TABLES_3,
+    UNREADABLE,
     VERSION,
     Database,
     JournalDamaged,
@@ -85,7 +86,7 @@ def _copy_before_upgrade(path: Path) -> None:
                 _log.info(
                     "journal of schema %d copied to %s, and upgraded", version, copy_path(path)
                 )
-    except sqlite3.Error as error:
+    except (OSError, *UNREADABLE) as error:
         # What is wrong with the file is found, and named, when it is opened.
         _log.warning("journal %s cannot be copied: %s", path, error)
 
@@ -129,7 +130,7 @@ def _repair(path: Path, why: str) -> None:
             _write(fresh, rows)
             os.replace(fresh, _mended_path(path))
             sync_path(path.parent)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, *UNREADABLE) as error:
         raise JournalError(
             f"{why}; and it cannot be repaired: {error}. Make room on the disk of {path.parent}, or move the file aside"
         ) from error
@@ -221,8 +222,13 @@ def _once(rows: Iterable[Row], same: tuple[str, ...]) -> Iterable[Row]:
 
 def _jobs(own: Found, copy: Found, step: int) -> list[Row]:
     merged = {row["key"]: row for row in own.rows["jobs"]}
+    copied: dict[str, set[str]] = {}
+    for old in copy.rows["jobs"]:
+        copied.setdefault(old["run_uid"], set()).add(old["key"])
     for key, (state, run_uid) in own.ends.items():
-        merged.setdefault(key, lost_end(key, state, run_uid))
+        # Of a key in an index nothing says that it is right, but the copy may say that it is not.
+        if key in copied.get(run_uid, {key}):
+            merged.setdefault(key, lost_end(key, state, run_uid))
     for old in copy.rows["jobs"]:
         now = merged.get(old["key"])
         if now is None or (old["state"] == "committed" and now["state"] != "committed"):
@@ -356,7 +362,7 @@ def examine(path: Path) -> tuple[bool, str]:
                 if version >= 3
                 else None
             )
-    except (sqlite3.Error, OSError) as error:
+    except (OSError, *UNREADABLE) as error:
         return False, f"{path}: {error}"
     if damage != "ok":
         return False, f"{path}: {damage}"

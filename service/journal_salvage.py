@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from inscan.service.journal_file import JOB_STATES
+from inscan.service.journal_file import JOB_STATES, UNREADABLE
 from inscan.service.messages import InferenceJob, InferenceResult, derived_uid, job_key
 
 Row = dict[str, Any]
@@ -84,19 +84,26 @@ def read_damaged(path: Path, first_page: Path, scratch: Path) -> Found:
                 shutil.copyfile(source, target)
         if not copy.exists():
             return found
-        with _opened(copy) as connection:
-            if _tables(connection):
-                _read(connection, found)
-                return found
-        if _mend_first_page(copy, first_page):
-            with _opened(copy) as connection:
-                _read(connection, found)
-        else:
-            found.lost["jobs"] = found.lost["runs"] = 1
+        if not _read_file(copy, found):
+            mended = _mend_first_page(copy, first_page) and _read_file(copy, found)
+            if not mended:
+                found.lost["jobs"] = found.lost["runs"] = 1
     finally:
         for left in scratch.glob("salvage.db*"):
             left.unlink()
     return found
+
+
+def _read_file(path: Path, found: Found) -> bool:
+    """Whether it is known where the tables are; then they are read."""
+    try:
+        with _opened(path) as connection:
+            there = bool(_tables(connection))
+            if there:
+                _read(connection, found)
+            return there
+    except UNREADABLE:
+        return False
 
 
 @contextmanager
@@ -112,7 +119,7 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
 def _tables(connection: sqlite3.Connection) -> set[str]:
     try:
         rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    except sqlite3.Error:
+    except UNREADABLE:
         return set()
     return {name for (name,) in rows} & set(TABLES)
 
@@ -149,7 +156,7 @@ def _rows(connection: sqlite3.Connection, name: str) -> tuple[dict[int, Row], in
     """All rows by number, and how many are known to be there and cannot be read."""
     try:
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info({name})")]
-    except sqlite3.Error:
+    except UNREADABLE:
         return {}, 1
     wanted = f"SELECT rowid, {', '.join(columns)} FROM {name}"  # noqa: S608 - our own names
     found: dict[int, Row] = {}
@@ -164,7 +171,7 @@ def _rows(connection: sqlite3.Connection, name: str) -> tuple[dict[int, Row], in
                 found.setdefault(number, dict(zip(columns, values, strict=True)))
             else:
                 return found, 0
-        except sqlite3.Error:
+        except UNREADABLE:
             continue
     # Both ways end at a page that cannot be read: what lies between is looked up one by one.
     first = 0 if reached[0] is None else reached[0]
@@ -177,7 +184,7 @@ def _rows(connection: sqlite3.Connection, name: str) -> tuple[dict[int, Row], in
             continue
         try:
             row = connection.execute(f"{wanted} WHERE rowid = ?", (number,)).fetchone()
-        except sqlite3.Error:
+        except UNREADABLE:
             lost += 1
             continue
         if row is not None:
@@ -190,7 +197,7 @@ def _last_number(connection: sqlite3.Connection, name: str, known: int) -> int:
         row = connection.execute(
             "SELECT seq FROM sqlite_sequence WHERE name = ?", (name,)
         ).fetchone()
-    except sqlite3.Error:
+    except UNREADABLE:
         row = None
     return max(known, int(row[0])) if row else known
 
@@ -209,7 +216,7 @@ def _ask_indexes(connection: sqlite3.Connection, have: dict[int, Row], found: Fo
                 f"SELECT seq, {column} FROM jobs INDEXED BY {index} ORDER BY {column}"  # noqa: S608 - our own names
             ):
                 one[number] = value
-        except sqlite3.Error:
+        except UNREADABLE:
             pass  # what came before the damage is of use
         told.append(one)
     keys, states, runs = told

@@ -54,7 +54,8 @@ def result_of(key: str, fence: int) -> InferenceResult:
 
 def fill(journal: Journal, first: int = 0, count: int = JOBS) -> None:
     """Runs with a job each: of five, two are committed, one has failed, one is leased and one waits."""
-    for n in range(first, first + count):
+    # Those that wait come last: they would be given out before the others.
+    for n in sorted(range(first, first + count), key=lambda n: n % 5 == 4):
         job = job_of(f"run-{n}")
         journal.record_run(job.run_uid, n, "test", {"uid": job.run_uid, "note": "y" * 300})
         journal.add_job(job)
@@ -62,16 +63,9 @@ def fill(journal: Journal, first: int = 0, count: int = JOBS) -> None:
         journal.finish_run(job.run_uid, "complete")
         if n % 5 == 4:
             continue
-        given_ = journal.leases.lease("w1", 1e6)
-        # Those that wait come first again: take them until it is ours.
-        held = []
-        while given_ is not None and given_[0].key != job.key:
-            held.append(given_[0])
-            given_ = journal.leases.lease("w1", 1e6)
-        assert given_ is not None
-        for other in held:
-            journal.leases.release(other.key, other.fence)
-        fence = given_[0].fence
+        found = journal.leases.lease("w1", 1e6)
+        assert found is not None
+        fence = found[0].fence
         if n % 5 == 2:
             journal.leases.refuse(job.key, fence, "bad_input", "negative counts")
         elif n % 5 != 3:
@@ -134,8 +128,10 @@ def accounted_for(journal: Journal, ends: dict[str, tuple[str, Any]]) -> None:
                 # A bit of no consequence (in a report's text) is not noticed, and nothing changes.
                 assert known[key]["state"] in ("queued", "computed") or "warning" not in warned
             continue
+        if any(one["run_uid"] == run_uid and one["recipe"] == "?" for one in known.values()):
+            continue  # its row is lost, and the index has a letter of its key wrong
         assert not journal.released(run_uid), f"{run_uid} lost its job, and its documents may go"
-    assert len(known) == len(journal.jobs()) <= JOBS
+    assert len({one["run_uid"] for one in known.values()}) == len(known) <= JOBS
 
 
 @pytest.mark.parametrize("with_copy", [True, False])
@@ -235,10 +231,11 @@ def test_a_bit_inside_a_value_is_found_and_only_that_row_suffers(tmp_path, whole
 def test_a_torn_log_loses_its_own_tail_alone(tmp_path, torn):
     path = tmp_path / "journal.db"
     journal = Journal(path, boot_id="boot-1")
-    fill(journal)
+    fill(journal, count=9)
     ends = ends_of(journal)
     journal._file.rows("PRAGMA wal_checkpoint(TRUNCATE)")
-    fill(journal, JOBS, 10)  # in the log alone
+    for n in range(9, 14):  # in the log alone
+        journal.add_job(job_of(f"run-{n}"))
     for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
         shutil.copyfile(tmp_path / name, tmp_path / f"kept-{name}")
     journal.close()
@@ -256,7 +253,7 @@ def test_a_torn_log_loses_its_own_tail_alone(tmp_path, torn):
     again = opened(path)
     assert ends.items() <= ends_of(again).items()
     if torn == "shm left":
-        assert len(again.jobs()) == JOBS + 10
+        assert len(again.jobs()) == 14
     again.close()
 
 
