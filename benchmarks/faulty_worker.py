@@ -5,12 +5,12 @@ every worker does before it begins, `cgroup` which memory group it joins.
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import logging
 import os
 import resource
-import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -77,11 +77,10 @@ def misbehave(deed: str, done: Processed, progress: Progress) -> Processed:
         os._exit(int(detail))
     if kind == "hang":
         threading.Event().wait()
-    if kind == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        while True:
+    while kind == "deaf":  # to its cancellation, too
+        with contextlib.suppress(Exception):
             progress(0.5)
-            threading.Event().wait(0.05)
+        threading.Event().wait(0.05)
     if kind == "memory":  # MB that are needed, at once
         block = np.ones(int(detail) << 20, "u1")
         progress(float(block[-1]) / 2)

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 _HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length"})
 
+_POLL_S = 0.05  # how soon it notices that it is to end
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -97,7 +99,9 @@ class HttpProxy:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.uri = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http-proxy")
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), name="http-proxy"
+        )
         self._thread.start()
 
     def close(self) -> None:

@@ -444,7 +444,7 @@ def dying(folder: Path, seed: int) -> FaultRow:
         return _row(
             bench,
             "workers that crash, exit, hang, or do not hear",
-            "abort, segmentation fault, exit 0 and 3, an endless wait, an endless loop deaf to SIGTERM",
+            "abort, segmentation fault, exit 0 and 3, an endless wait, an endless loop deaf to its cancellation",
             len(deeds),
             ends,
             "quarantined after two of them; too_slow by its budget",

@@ -27,6 +27,10 @@ class Cancelled(Exception):
     """The broker wants this job no longer."""
 
 
+class BadResult(ValueError):
+    """What a recipe returned is no result."""
+
+
 def execute(
     job: InferenceJob,
     process: Process,
@@ -57,6 +61,7 @@ def execute(
     timings["mapped"] = time.monotonic() - started
     started = time.monotonic()
     processed = process(job, arrays, progress)
+    check(processed, arrays)
     processed = replace(processed, report=plain(processed.report), regions=plain(processed.regions))
     timings["inference"] = time.monotonic() - started
     progress(1.0)
@@ -81,11 +86,13 @@ def execute(
     )
 
 
-def explain(job: InferenceJob, error: Exception) -> Fail:
+def explain(job: InferenceJob, error: BaseException) -> Fail:
     """What an exception means for the job: whether another try could end otherwise."""
     text = f"{type(error).__name__}: {error}"[:4000]
     if isinstance(error, Cancelled):
         code, retryable = "cancelled", True
+    elif isinstance(error, BadResult):
+        code, retryable = "bad_result", False
     elif device.is_out_of_memory(error):
         code, retryable = "too_large", False
     elif disk.will_pass(error):
@@ -99,6 +106,20 @@ def explain(job: InferenceJob, error: Exception) -> Fail:
     else:
         code, retryable = "error", True
     return Fail(key=job.key, fence=job.fence, code=code, message=text, retryable=retryable)
+
+
+def check(processed: Processed, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse a result of NaN alone where something was measured: nobody should look for an error in the sample.
+
+    Raises
+    ------
+    BadResult
+        Saying how much was measured.
+    """
+    measured = int(np.count_nonzero(arrays.get("measured", 0)))
+    for array in processed.arrays:
+        if array.name == "values" and measured and not np.isfinite(array.values).any():
+            raise BadResult(f"no value is a number, though {measured} pixels were measured")
 
 
 def plain(value: Any) -> Any:

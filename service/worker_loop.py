@@ -378,8 +378,7 @@ class Worker:
             if host_of(spool) in ANYWHERE:  # the service cannot know by which name it was reached
                 spool = at_host(spool, host_of(self._address))
             return execute(work.job, self._process, progress, spool, self._key)
-        except Exception as error:  # noqa: BLE001 - it becomes the failure of the job
-            # on.
+        except BaseException as error:  # noqa: BLE001 - it becomes the failure of the job, SystemExit of a library too
             if not isinstance(error, Cancelled):
                 _log.exception("job %s failed", work.job.key[:12])
             return explain(work.job, error)
