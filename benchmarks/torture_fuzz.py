@@ -326,27 +326,23 @@ def _trials(
     )
 
 
-def run(seed: int, minutes: float, folder: str, only: str) -> list[FaultRow]:
+def run(seed: int, minutes: float, folder: str, only: str) -> Iterator[FaultRow]:
     """Share the minutes out among the attacks; one row each."""
     seconds = 60.0 * minutes / 14
-    rows: list[FaultRow] = []
     if only in "mutated messages into the decoders":
-        _say(rows, decoders(seconds, seed))
+        yield _say(decoders(seconds, seed))
     with tempfile.TemporaryDirectory(prefix="inscan-fuzz-", dir=folder or None) as place:
         rig = NetworkRig(Path(place), seed)
         try:
             fuzz = Fuzz(rig, seed)
             for fault, how, act, may_fail in _trials(fuzz, seconds):
                 if only in fault:
-                    row = rig.trial(fault, how, act, may_fail=may_fail, note=fuzz.note)
-                    _say(rows, row)
+                    yield _say(rig.trial(fault, how, act, may_fail=may_fail, note=fuzz.note))
         finally:
             rig.close()
-    return rows
 
 
-def _say(rows: list[FaultRow], row: FaultRow) -> None:
-    rows.append(row)
+def _say(row: FaultRow) -> FaultRow:
     said = Console(stderr=True)
     said.print(
         f"{time.strftime('%H:%M:%S')} {row.fault}: {row.times} sent, {row.runs} runs, {row.lost} lost,"
@@ -356,6 +352,7 @@ def _say(rows: list[FaultRow], row: FaultRow) -> None:
     )
     for problem in row.figures["problems"]:
         said.print(f"  {problem}", style="red", markup=False, soft_wrap=True)
+    return row
 
 
 if __name__ == "__main__":

@@ -221,9 +221,8 @@ def _trials(faults: Faults, rig: NetworkRig) -> Iterator[Trial]:
         )
 
 
-def run(seed: int, scale: float, folder: str, only: str) -> list[FaultRow]:
+def run(seed: int, scale: float, folder: str, only: str) -> Iterator[FaultRow]:
     """Do all faults with one service; one row each."""
-    rows: list[FaultRow] = []
     with tempfile.TemporaryDirectory(prefix="inscan-network-", dir=folder or None) as place:
         rig = NetworkRig(Path(place), seed)
         try:
@@ -232,13 +231,12 @@ def run(seed: int, scale: float, folder: str, only: str) -> list[FaultRow]:
                 if only in fault:
                     note = faults.done if fault.startswith("single") else dict
                     may = ("quarantined",) if "frozen worker" in fault else ()
-                    _say(rows, rig.trial(fault, how, act, note=note, may_fail=may))
+                    yield _say(rig.trial(fault, how, act, note=note, may_fail=may))
         finally:
             rig.close()
     if only in "link of a network namespace" and can_have_space():
         with tempfile.TemporaryDirectory(prefix="inscan-network-", dir=folder or None) as place:
-            _say(rows, _in_space(Path(place), seed, scale))
-    return rows
+            yield _say(_in_space(Path(place), seed, scale))
 
 
 def _in_space(folder: Path, seed: int, scale: float) -> FaultRow:
@@ -265,8 +263,7 @@ def _in_space(folder: Path, seed: int, scale: float) -> FaultRow:
         space.remove()
 
 
-def _say(rows: list[FaultRow], row: FaultRow) -> None:
-    rows.append(row)
+def _say(row: FaultRow) -> FaultRow:
     said = Console(stderr=True)
     said.print(
         f"{time.strftime('%H:%M:%S')} {row.fault}: {row.times} times, {row.runs} runs,"
@@ -277,6 +274,7 @@ def _say(rows: list[FaultRow], row: FaultRow) -> None:
     )
     for problem in row.figures["problems"]:
         said.print(f"  {problem}", style="red", markup=False, soft_wrap=True)
+    return row
 
 
 if __name__ == "__main__":
