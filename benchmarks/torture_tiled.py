@@ -38,10 +38,10 @@ _FINAL = ("400", "413")
 """Say something of the request itself: a failure by that name is as good an end as a result."""
 _REQUESTS = 7
 """A commit of a map has so many: the run, its stream, three arrays, the stop, and the look whether it is there."""
-Scenario = Callable[[Path, int, int], FaultRow]
+Scenario = Callable[..., FaultRow]
 
 
-def run(seed: int, jobs: int, only: str) -> list[FaultRow]:
+def run(seed: int, jobs: int, cases: int, only: str) -> list[FaultRow]:
     """Do everything; one row each."""
     said = Console(stderr=True)
     rows: list[FaultRow] = []
@@ -49,7 +49,8 @@ def run(seed: int, jobs: int, only: str) -> list[FaultRow]:
         if only and only not in name:
             continue
         with tempfile.TemporaryDirectory(prefix="inscan-tiled-") as folder:
-            row = scenario(Path(folder), seed, jobs)
+            more = {"cases": cases} if scenario is every_request else {}
+            row = scenario(Path(folder), seed, jobs, **more)
         rows.append(row)
         said.print(
             f"{time.strftime('%H:%M:%S')} {row.fault}: {row.runs} runs, {row.results} results,"
@@ -68,11 +69,12 @@ def _row(
     return FaultRow(fault, how, times, *counted, bench.seconds, remarks, figures)
 
 
-def every_request(folder: Path, seed: int, jobs: int) -> FaultRow:
+def every_request(folder: Path, seed: int, jobs: int, cases: int = 0) -> FaultRow:
     """Each request of a commit in turn meets each misbehaviour, all mixed in one queue."""
     rng = random.Random(seed)
     todo = [(name, n) for name in _DEEDS for n in range(1, _REQUESTS + 1)]
     rng.shuffle(todo)
+    todo = todo[: cases or None]
     plan: dict[str, tuple[str, int]] = {}
     raw_of: dict[str, str] = {}
     asked_of: dict[str, int] = {}
@@ -106,7 +108,7 @@ def every_request(folder: Path, seed: int, jobs: int) -> FaultRow:
         bench.tiled.launch()
         all_of_them = len(plan)
         until(
-            lambda: bench.jobs(plan, "committed", "failed") >= all_of_them, "all have ended", 900.0
+            lambda: bench.jobs(plan, "committed", "failed") >= all_of_them, "all have ended", 1800.0
         )
         bench.proxy.policy = lambda asked: PASS
         ends = bench.settle(list(plan))
@@ -403,6 +405,7 @@ if __name__ == "__main__":
         fault_row.main(
             "tiled",
             run,
+            cases=(int, 0, "of the disturbed requests, at random; 0 for all"),
             jobs=(int, 300, "results that pile up while Tiled is away"),
             only=(str, "", "only scenarios with this in their name"),
         )

@@ -42,6 +42,11 @@ class Patience:
         entry = self._entries.get(key)
         return entry is None or time.monotonic() >= entry.due
 
+    def tries(self, key: str) -> int:
+        """How often a job has failed."""
+        entry = self._entries.get(key)
+        return 0 if entry is None else entry.tries
+
     def next_due(self) -> float | None:
         """Seconds until one that was put off may be tried again; None when there is none."""
         if not self._entries:

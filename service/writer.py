@@ -178,7 +178,9 @@ class Writer:
         while not self._stopping.is_set():
             keys = self._journal.uncommitted_keys()
             self._status = dataclasses.replace(self._status, pending=len(keys))
-            key = next((key for key in keys if self._patience.due(key)), None)
+            # Whoever failed least goes first: one that fails quickly, again and again, must not be in the way.
+            due = (key for key in keys if self._patience.due(key))
+            key = min(due, key=self._patience.tries, default=None)
             failed = next((one for one in self._to_record if self._patience.due(one["key"])), None)
             try:
                 if key is not None:
