@@ -24,7 +24,7 @@ class Complaints:
     def __init__(self, logger: logging.Logger, now: Callable[[], float] = time.monotonic) -> None:
         self._logger = logger
         self._now = now
-        self._since = -_EVERY_S
+        self._since = float("-inf")
         self._said = 0
 
     def say(self, level: int, text: str, *values: Any) -> None:
