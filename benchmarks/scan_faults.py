@@ -365,9 +365,9 @@ def faults(folder: Path) -> list[Fault]:
         ),
         Fault(
             "log folder read-only",
-            "its file system mounted read-only in the middle",
+            "its file system mounted read-only before each scan",
             around=small_disk,
-            during=lambda stage: _read_only(stage, "ro"),
+            before=lambda stage: _read_only(stage, "ro"),
             after=lambda stage: (_read_only(stage, "rw"), _empty(stage)),
             needs="mounts",
         ),
