@@ -17,6 +17,7 @@ import pytest
 import yaml
 import zmq
 
+from inscan.callbacks import link as link_module
 from inscan.callbacks import wire
 from inscan.callbacks.connection import connect
 from inscan.callbacks.link import Link, at_host
@@ -60,8 +61,10 @@ def ring(tmp_path: Path) -> Keyring:
 
 
 @pytest.fixture(autouse=True)
-def no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pass of whoever runs the tests, and little patience."""
     monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.setattr(link_module, "_REDIAL_S", 0.1)
 
 
 def passed(ring: Keyring, name: str, role: str) -> Pass:
