@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -123,7 +123,8 @@ def _chosen(runs: Sequence[Run], rng: Random, most: int) -> dict[str, Documents]
     for number, fault in enumerate(table[:most]):
         run = kinds[rng.choice(fault.kinds)]
         mark = f"-{number}"
-        found[f"{run.uid}{mark}"] = renamed(fault.of(run, number), mark)
+        own = replace(run, documents=renamed(run.documents, mark))
+        found[own.uid] = fault.of(own, number)
     return found
 
 

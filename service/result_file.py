@@ -13,7 +13,7 @@ import numpy as np
 
 from inscan.service.digest import digest_arrays
 from inscan.service.disk import blames_machine, give_back, reserve
-from inscan.service.plain_hdf5 import array_in, member
+from inscan.service.plain_hdf5 import array_in, check_heaps, member
 from inscan.service.processed import BornWeights, Processed, ResultArray
 
 FORMAT = 1
@@ -148,6 +148,7 @@ def read_result(path: Path) -> StoredResult:
     if not path.exists():
         raise FileNotFoundError(f"no result file {path}")
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             found = str(file.attrs["inscan_format"])
             if found != str(FORMAT):
@@ -175,6 +176,7 @@ def read_weights(path: Path) -> BornWeights | None:
     if not path.exists():
         raise FileNotFoundError(f"no result file {path}")
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             if WEIGHTS not in file:
                 return None

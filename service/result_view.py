@@ -11,7 +11,7 @@ import numpy as np
 
 from inscan.service.digest import BLOCK, Content, digest_contents
 from inscan.service.disk import blames_machine
-from inscan.service.plain_hdf5 import array_in, member
+from inscan.service.plain_hdf5 import array_in, check_heaps, member
 from inscan.service.result_file import DAMAGED, DATA, ResultFileError
 
 
@@ -62,6 +62,7 @@ def describe(path: Path) -> list[StoredArray]:
     if not path.exists():
         raise FileNotFoundError(f"no result file {path}")
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             group = _group(file)
             return [_describe(name, group) for name in json.loads(str(group.attrs["order"]))]
@@ -85,6 +86,7 @@ def digest_of(path: Path) -> str:
     """
     stored = describe(path)
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file, path.open("rb", buffering=0) as raw:
             return digest_contents(
                 {

@@ -16,6 +16,7 @@ from inscan.callbacks.file_access import NotReadable
 from inscan.callbacks.file_sequences import read_array, rows_of_npy
 from inscan.service.archive_files import open_archive
 from inscan.service.archive_types import ArchiveError
+from inscan.service.plain_hdf5 import check_heaps
 from inscan.service.processed import Processed, ResultArray
 from inscan.service.result_file import ResultFileError, read_result, read_weights, write_result
 from inscan.service.result_view import describe, digest_of
@@ -158,3 +159,20 @@ def test_a_result_file_with_a_damaged_directory_is_refused(tmp_path: Path, sign:
             read(path)
     with pytest.raises(ResultFileError, match="weights"):
         read_weights(path)
+
+
+@pytest.mark.timeout(20)
+def test_a_heap_of_texts_that_leads_nowhere_is_refused_before_hdf5_walks_it(tmp_path: Path) -> None:
+    path = tmp_path / "result.h5"
+    values = np.ones((1, 4, 5), "f4")
+    write_result(
+        path, Processed([ResultArray("values", ("e", "y", "x"), "", values, ["a"])], {}), {}
+    )
+    data = bytearray(path.read_bytes())
+    check_heaps(path)
+    at = data.find(b"GCOL") + 16
+    struct.pack_into("<HH4xQ", data, at, 0, 0, 0)  # free, of no length: HDF5 stays here
+    path.write_bytes(data)
+    for read in (read_result, describe, digest_of, read_weights):
+        with pytest.raises(ResultFileError, match="heap of texts"):
+            read(path)
