@@ -16,10 +16,10 @@ _HEAP = (
 _HEAP_HEAD, _OBJECT_HEAD = struct.Struct("<8xQ"), struct.Struct("<HH4xQ")
 _MOST_HEAP = 1 << 26
 
-    """Refuse a file with a damaged heap of texts: HDF5 (2.0) walks through some for ever, and holds the lock of all
+
 def check_heaps(path: Path) -> None:
-    """Refuse a file with a damaged heap of texts: HDF5 (2.0) walks through some of them for ever, and holds the lock of all
-    files of this process meanwhile.
+    """Refuse a file with a damaged heap of texts: HDF5 (2.0) walks through some of them for ever, and holds the lock of
+    all files of this process meanwhile.
 
     Raises
     ------
