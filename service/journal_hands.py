@@ -8,6 +8,7 @@ from typing import Any
 
 from inscan.service import journal_rows, leases
 from inscan.service.journal_file import Database
+from inscan.service.messages import InferenceJob
 
 
 class HandsJournal:
@@ -103,6 +104,16 @@ class HandsJournal:
             c.execute(
                 "UPDATE jobs SET recorded = 1 WHERE key = ? AND state = 'failed' AND updated = ?",
                 (key, updated),
+            )
+
+    def restate(self, job: InferenceJob) -> bool:
+        """Say anew what is asked for by a job that waits for a worker; False when none such waits."""
+        with self._file.transaction() as c:
+            return bool(
+                c.execute(
+                    "UPDATE jobs SET job = ?, run_uid = ? WHERE key = ? AND state = 'queued'",
+                    (job.model_dump_json(), job.run_uid, job.key),
+                ).rowcount
             )
 
     def is_synced(self, key: str) -> bool:

@@ -58,8 +58,13 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     sync_path(path.parent)
 
 
-def take_up(journal: Journal, spool: Spool, results: Path) -> list[str]:
+def take_up(journal: Journal, spool: Spool, results: Path, *, repaired: bool = False) -> list[str]:
     """Queue the jobs of the spool that the journal does not know.
+
+    Parameters
+    ----------
+    repaired : bool
+        The journal was damaged: what it says of waiting jobs may have a letter wrong, and the spool is believed.
 
     Returns
     -------
@@ -72,7 +77,7 @@ def take_up(journal: Journal, spool: Spool, results: Path) -> list[str]:
         requests = sorted(folder.glob(_REQUEST.format(key="*")))
         for path in requests:
             try:
-                key = _take(journal, folder, path, results)
+                key = _take(journal, folder, path, results, repaired)
             except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
                 _log.warning("%s is of no use: %s", path, error)
                 continue
@@ -95,19 +100,21 @@ def adopt_results(journal: Journal, results: Path) -> int:
     return sum(adopt(journal, results, job) for job in queued if job is not None)
 
 
-def _take(journal: Journal, folder: Path, path: Path, results: Path) -> str:
+def _take(journal: Journal, folder: Path, path: Path, results: Path, repaired: bool) -> str:
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{path.stat().st_size} bytes are no request")
     content = json.loads(path.read_text(encoding="utf-8"))
     job = InferenceJob.model_validate(content["job"])
     if job.run_uid != folder.name:
         raise ValueError(f"it is of run {job.run_uid!r}")
-    if journal.job(job.key) is not None:
-        return ""
     # The state directory may have been moved since.
     job = job.model_copy(
         update={"spool": str(folder), "result_path": str(final_path(results, job.key))}
     )
+    if journal.job(job.key) is not None:
+        if repaired:
+            journal.restate(job)
+        return ""
     digest = digest_arrays(load(folder, job.arrays))
     if job.input_digest and digest != job.input_digest:
         raise SpoolError(f"its arrays hash to {digest}, not to {job.input_digest}")

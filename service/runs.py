@@ -182,8 +182,9 @@ class Runs:
     def resume(self) -> None:
         """Take up what an earlier life of the service had journalled and not yet synced, and what lies in the spool and
         the journal has lost."""
-        take_up(self._journal, self._spool, self._settings.results_dir)
-        if self._journal.health().get("warning"):
+        repaired = bool(self._journal.health().get("warning"))
+        take_up(self._journal, self._spool, self._settings.results_dir, repaired=repaired)
+        if repaired:
             adopt_results(self._journal, self._settings.results_dir)
         for job in self._journal.unsynced():
             try:

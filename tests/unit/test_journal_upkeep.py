@@ -308,6 +308,10 @@ def test_jobs_of_a_journal_that_is_gone_come_back_from_the_spool(opened, spool, 
     assert journal.run("run-whole")["start"]["data_session"] == "pass-1"
     assert journal.run("run-whole")["state"] == "complete" and journal.released("run-whole")
     assert journal.run("run-part")["state"] == "open", "its documents may bring more"
+    wrong = journal.request(whole.key).model_copy(update={"spool": "/spool/run-whple"})
+    assert journal.restate(wrong)
+    take_up(journal, spool, tmp_path, repaired=True)
+    assert journal.request(whole.key).spool == whole.spool, "the spool is believed"
     given = [leased(journal).key for _ in range(2)]
     assert set(given) == {whole.key, part.key}
     assert journal.job(torn.key) is None, "what was changed is not computed"
