@@ -4,6 +4,7 @@
 running service notices a change of that folder by itself.
 """
 
+import errno
 import hashlib
 import hmac
 import json
@@ -107,8 +108,13 @@ class Keyring:
             If it is damaged or others may read it.
         """
         path = self.folder / "server.json"
-        if not path.exists():
-            return None
+        try:
+            if not path.exists():
+                return None
+        except PermissionError:
+            raise PassError(
+                f"{self.folder} cannot be read by this account: make keys as the one that runs the service"
+            ) from None
         self._check_folder(self.folder)
         content = read_private(path)
         try:
@@ -340,10 +346,22 @@ def _write_new(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)
+        _place(temporary, path)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def _place(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        # Some file systems have no second names: sticks, shares.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.rename(temporary, path)
 
 
 def _sync(folder: Path) -> None:

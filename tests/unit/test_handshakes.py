@@ -2,6 +2,7 @@
 
 import errno
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from inscan.service.access import Access
 from inscan.service.cli import app
 from inscan.service.keys import Keyring
 from inscan.service.settings import Settings
-from inscan.service.sockets import announced
+from inscan.service.sockets import allow_many_files, announced
 
 KEY = Pass("gpu", "worker", "p", "s3cr3t", "q")
 CONNECTED = Happened(zmq.Event.CONNECTED, 3)
@@ -105,6 +106,16 @@ def test_a_socket_on_all_networks_is_announced_where_it_can_be_dialled():
         assert host_of(anywhere) in ANYWHERE and announced(anywhere) == "tcp://127.0.0.1:7"
     assert announced("tcp://10.0.0.3:7") == "tcp://10.0.0.3:7"
     assert at_host("tcp://[::]:7", "fe80::1") == "tcp://[fe80::1]:7"
+
+
+def test_a_service_may_open_as_many_files_as_the_system_lets_it():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 512), hard))
+        assert allow_many_files() == min(hard, 1 << 20)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 1 << 20), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def settings_in(state: Path, **changes: str | bool) -> Settings:

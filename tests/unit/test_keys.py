@@ -1,5 +1,6 @@
 """Pass files and the allow-list."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -200,6 +201,19 @@ def test_the_environment_stands_above_the_local_pass(keyring, tmp_path, monkeypa
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "nowhere"))
     with pytest.raises(PassError, match="nowhere"):
         pass_for(state)
+
+
+def test_a_file_system_without_links_will_do(keyring, monkeypatch):
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = keyring.new("a", "client")
+    assert read_pass(path).name == "a" and mode_of(path) == 0o600
+    with pytest.raises(PassError, match="exists already"):
+        keyring.new("b", "client", path)
+    left = {file.name for file in keyring.folder.iterdir()}
+    assert left == {"a.pass", "allowed", "server.json"}
 
 
 def test_a_local_pass_is_kept_while_it_lets_in_and_made_anew_when_not(keyring):
