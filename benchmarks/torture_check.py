@@ -4,7 +4,7 @@ Nothing here uses the code that writes either: the journal is read with SQL, Til
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,6 +182,19 @@ class TiledReader:
             raise NotNow(f"{answer.status_code} {path}")
         return answer
 
+    def _pages(self, **params: Any) -> Iterator[dict[str, Any]]:
+        found = 0
+        while True:
+            page = {"page[limit]": _PAGE, "page[offset]": found, **params}
+            answer = self._get("/search/processed", **page)
+            if answer.status_code == 404:
+                return
+            items = answer.json()["data"]
+            yield from items
+            found += len(items)
+            if len(items) < _PAGE:
+                return
+
     def uids(self) -> list[str]:
         """Uids of all derived runs, whole or not.
 
@@ -189,45 +202,33 @@ class TiledReader:
         ------
         NotNow
         """
-        found: list[str] = []
-        while True:
-            answer = self._get(
-                "/search/processed",
-                **{"page[limit]": _PAGE, "page[offset]": len(found), "fields": ""},
-            )
-            if answer.status_code == 404:
-                return found
-            page = [item["id"] for item in answer.json()["data"]]
-            found += page
-            if len(page) < _PAGE:
-                return found
-
-    def node(self, uid: str) -> Node | None:
-        """One derived run, None where it is gone.
-
-        Raises
-        ------
-        NotNow
-        """
-        answer = self._get(f"/metadata/processed/{uid}")
-        if answer.status_code == 404:
-            return None
-        start, stop = (
-            answer.json()["data"]["attributes"]["metadata"].get(name) or {}
-            for name in ("start", "stop")
-        )
-        return Node(
-            uid,
-            str(start.get("raw_uid")),
-            str(start.get("job_key")),
-            stop.get("exit_status"),
-            bool(start.get("complete")),
-        )
+        return [item["id"] for item in self._pages(fields="")]
 
     def nodes(self) -> list[Node]:
         """All derived runs, whole or not."""
-        found = (self.node(uid) for uid in self.uids())
-        return [node for node in found if node is not None]
+        found = self._pages(fields="metadata")
+        return [_node(item["id"], item["attributes"]["metadata"]) for item in found]
+
+    def node(self, uid: str) -> Node | None:
+        """One derived run, None where it is gone."""
+        answer = self._get(f"/metadata/processed/{uid}")
+        if answer.status_code == 404:
+            return None
+        return _node(uid, answer.json()["data"]["attributes"]["metadata"])
+
+    def values(self, uid: str) -> np.ndarray:
+        """Values of a result that was seen whole before, without their shape.
+
+        Raises
+        ------
+        ValueError
+            When they cannot be read.
+        """
+        path = f"/array/full/processed/{uid}/primary/values"
+        answer = self._get(path, format="application/octet-stream")
+        if answer.status_code != 200:
+            raise ValueError(f"values: {answer.status_code} {answer.text[:200]}")
+        return np.frombuffer(answer.content, "<f4")
 
     def arrays(self, uid: str) -> dict[str, np.ndarray]:
         """All arrays of a derived run.
@@ -254,6 +255,17 @@ class TiledReader:
                 raise ValueError(f"array {name}: {values.size} values, expected {key['shape']}")
             found[name] = values.reshape(key["shape"])
         return found
+
+
+def _node(uid: str, metadata: Mapping[str, Any]) -> Node:
+    start, stop = (metadata.get(name) or {} for name in ("start", "stop"))
+    return Node(
+        uid,
+        str(start.get("raw_uid")),
+        str(start.get("job_key")),
+        stop.get("exit_status"),
+        bool(start.get("complete")),
+    )
 
 
 def misfit(node: Node, arrays: Mapping[str, np.ndarray], wanted: np.ndarray | None) -> str | None:

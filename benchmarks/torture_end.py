@@ -10,7 +10,6 @@ from inscan.service.janitor import tidy_results
 from inscan.service.journal import Journal
 
 _LEFT = {
-    "spool": ("*",),
     "live": ("*",),
     "log": ("*",),
     "results": (".*.tmp", ".*.put", "*.[0-9]*.h5"),
@@ -42,7 +41,11 @@ def count(
             if node.status != "success":
                 continue
             try:
-                wrong = misfit(node, tiled.arrays(node.uid), expected(node.raw_uid))
+                # All its arrays were read when it was first seen.
+                right, values = expected(node.raw_uid), tiled.values(node.uid)
+                if right is not None and right.size == values.size:
+                    values = values.reshape(right.shape)
+                wrong = misfit(node, {"values": values}, right)
             except ValueError as error:
                 wrong = str(error)
             if not wrong and node.raw_uid in whole and not node.complete:
@@ -71,6 +74,12 @@ def _explain(ends: Ends, rig: Rig, whole: set[str], gone: set[str]) -> None:
             ends.lose(f"run {run.run_uid} was whole and is {run.state}: {run.reason}")
 
 
+def spool_to_clean(rig: Rig) -> set[str]:
+    """Runs whose arrays are still there; those of failed jobs stay, so that they can be tried again."""
+    failed = {row[0] for row in rig.rows("SELECT run_uid FROM jobs WHERE state = 'failed'")}
+    return {path.name for path in (rig.state / "spool").iterdir()} - failed
+
+
 def left_behind(rig: Rig) -> list[str]:
     """Files that should be gone when all has ended, and processes that still run.
 
@@ -85,6 +94,7 @@ def left_behind(rig: Rig) -> list[str]:
         for pattern in patterns
         for path in (rig.state / folder).glob(pattern)
     ]
+    found += [f"spool/{uid}" for uid in spool_to_clean(rig)]
     own = psutil.Process().pid
 
     def running() -> list[str]:

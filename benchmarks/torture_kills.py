@@ -31,26 +31,26 @@ TRIALS: tuple[tuple[float, str, str, Setup], ...] = (
         Setup(("worker",), gap_s=0.8, workers=3),
     ),
     (
-        0.195,
+        0.215,
         "kill -9 of a beamline host",
         "two processes that play documents at full speed; their logs are left to the next process",
         Setup(("host",), gap_s=0.8, plays=3),
     ),
     (
-        0.06,
+        0.032,
         "kill -9 of the service",
         "ingest, broker and writer are in it, its own worker ends with it; Tiled and two other"
         " workers go on; one in seven while it was just starting",
         Setup(("service",), gap_s=2.5, workers=2, foreign=True),
     ),
     (
-        0.012,
+        0.008,
         "kill -9 of the service and of its Tiled",
         "Tiled is its child and ends with it",
         Setup(("service",), gap_s=4.0),
     ),
     (
-        0.012,
+        0.01,
         "kill -9 of Tiled, child of the service",
         "the service starts it again",
         Setup(("tiled",), gap_s=2.0),
@@ -62,7 +62,7 @@ TRIALS: tuple[tuple[float, str, str, Setup], ...] = (
         Setup(("tiled",), gap_s=2.0, foreign=True),
     ),
     (
-        0.014,
+        0.012,
         "kill -9 of everything at once",
         "service, workers, Tiled and hosts, in one go",
         Setup(("all",), gap_s=4.0),

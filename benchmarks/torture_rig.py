@@ -8,6 +8,7 @@ import json
 import math
 import os
 import queue
+import random
 import signal
 import socket
 import sqlite3
@@ -49,15 +50,16 @@ def until(condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> 
 
 def free_port() -> int:
     """A port that nobody listens on, outside the range from which the kernel gives them out."""
-    for port in range(20_000 + os.getpid() % 9000, 32_000):
+    for _ in range(1000):
+        port = random.randrange(20_000, 32_000)  # another torture may be looking at this moment
         with socket.socket() as one:
             try:
                 one.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            if port not in _given:
-                _given.add(port)
-                return port
+        if port not in _given:
+            _given.add(port)
+            return port
     raise OSError("no free port between 20000 and 32000")
 
 

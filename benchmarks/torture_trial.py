@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from own_tiled import OwnTiled
 from torture_check import Ends, NotNow, Watch
-from torture_end import count, left_behind
+from torture_end import count, left_behind, spool_to_clean
 from torture_rig import Host, Rig, begun, kill, runs_now
 from torture_runs import KINDS, Kind, expected, uid_of
 from torture_setup import PHASES, Kill, Setup, Victim
 
 _MOST_OPEN = 8
 _AIM_S = 2.0
-_DRAIN_S = 300.0
+_DRAIN_S = 200.0
 _REFERENCES = 2
 
 
@@ -323,7 +323,7 @@ class Trial:
     def _unfinished(self) -> bool:
         if any((self.rig.state / "log").glob("*.log")) or any(self.rig.phases().values()):
             return True
-        if any((self.rig.state / "spool").iterdir()):
+        if spool_to_clean(self.rig):
             return True
         try:
             return bool(self.rig.ends(self._wanted()).lost)
