@@ -187,6 +187,7 @@ def dealer(
     sock.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
     sock.setsockopt(zmq.HEARTBEAT_IVL, 2000)
     sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10000)
+    sock.setsockopt(zmq.HEARTBEAT_TTL, 10000)
     sock.setsockopt(zmq.HANDSHAKE_IVL, round(_HANDSHAKE_S * 1000))
     sock.setsockopt(zmq.IPV6, int(":" in host))
     if key is not None:

@@ -208,8 +208,14 @@ def _bound(sock: zmq.Socket, max_message: int) -> None:
     sock.setsockopt(zmq.SNDHWM, 1000)
     sock.setsockopt(zmq.RCVHWM, 1000)
     sock.setsockopt(zmq.MAXMSGSIZE, max_message)
-    sock.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10000)
+    # No HEARTBEAT_IVL: libzmq 4.3.5 aborts the whole process when the heartbeat of a peer is due that filled its queue
+    # (RCVHWM) and hung up (libzmq issues 4364, 4767). Who dials beats, and has us drop the line when it stops
+    # (HEARTBEAT_TTL in callbacks.link); the kernel notices hosts that are gone.
+    sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 3)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    sock.setsockopt(zmq.TCP_MAXRT, 15000)
     sock.setsockopt(zmq.HANDSHAKE_IVL, round(_HANDSHAKE_S * 1000))
     sock.setsockopt(zmq.BACKLOG, _BACKLOG)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from inscan.service import transfer, worker_loop
 from inscan.service.host import boot_id
@@ -214,6 +215,13 @@ def test_a_service_that_was_away_longer_than_a_lease_takes_no_worker_for_lost(
     (tmp_path / "go").touch()
     found = second.reaches(key, "computed")
     assert found["dispatches"] == 1 and found["lost_on"] == []
+
+
+def test_no_listening_socket_beats(rig):
+    """With HEARTBEAT_IVL libzmq 4.3.5 aborts the process when a peer fills its queue and hangs up."""
+    for router in (rig.broker.router, rig.spool_server.router):
+        assert router.socket.getsockopt(zmq.HEARTBEAT_IVL) == 0
+        assert router.socket.getsockopt(zmq.TCP_KEEPALIVE) == 1
 
 
 def test_a_worker_of_another_major_version_is_refused_at_both_ends(rig, wait_until):
