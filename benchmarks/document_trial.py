@@ -17,9 +17,10 @@ from document_runs import Documents, Run
 
 from inscan.callbacks.assembly import open_assembler
 from inscan.callbacks.document_log import DocumentLog
+from inscan.callbacks.legible import legible
 from inscan.callbacks.profile import BeamlineProfile
 from inscan.callbacks.updates import Update
-from inscan.callbacks.wire import WireError, pack, plain, unpack
+from inscan.callbacks.wire import WireError, pack, unpack
 from inscan.service.intake import RunIntake, Uses
 
 MOST_META = 1 << 20
@@ -86,7 +87,7 @@ def packed(name: str, doc: Any) -> bytes:
     try:
         return pack((name, doc))
     except WireError:
-        return pack((name, plain(doc)))
+        return pack((name, legible(doc)))
 
 
 class Arrays:

@@ -36,7 +36,6 @@ __all__ = [
     "in_version_of",
     "pack",
     "pack_parts",
-    "plain",
     "unpack",
 ]
 
@@ -346,44 +345,3 @@ def decode_message(frames: Sequence[Buffer]) -> Message:
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise WireError(f"{bytes(kind).decode()} header is no mapping of names")
     return Message(bytes(kind).decode(), fields, chunks)
-
-
-def plain(value: Any, *, depth: int = 0) -> Any:
-    """The nearest thing the codec carries: for documents with values it refuses.
-
-    Foreign objects become the text of their representation, object arrays lists, masked entries
-    NaN, long integers text. What is fine stays as it is.
-    """
-    if depth >= MAX_DEPTH - 4:  # room for what the value is wrapped in
-        return _text(value)
-    if isinstance(value, Mapping):
-        return {_key(key): plain(item, depth=depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, depth=depth + 1) for item in value]
-    if isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "biuf":
-        return np.ma.filled(value.astype(float), np.nan)
-    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufcSU":
-        if value.size > 10_000:
-            return _text(f"array of {value.dtype}, shape {value.shape}")
-        return plain(value.tolist(), depth=depth + 1)
-    return value if _packs(value) else _text(value)
-
-
-def _packs(value: Any) -> bool:
-    try:
-        pack_parts(value)
-    except WireError:
-        return False
-    return True
-
-
-def _key(key: Any) -> Any:
-    return key if isinstance(key, str | int) and _packs(key) else _text(key)
-
-
-def _text(value: Any) -> str:
-    try:
-        text = value if isinstance(value, str) else repr(value)
-    except Exception as error:  # noqa: BLE001 - of a foreign class; nested too deeply to be told
-        text = f"({type(value).__qualname__}: {type(error).__name__} when told)"
-    return text[:2000].encode("utf-8", "backslashreplace").decode()

@@ -18,9 +18,10 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from inscan.callbacks.legible import legible
 from inscan.callbacks.sources.decode import Arrays, DecodeError, check_document, decode_document
 from inscan.callbacks.sources.interface import Sink, SourceError
-from inscan.callbacks.wire import MAX_DOCUMENT_BYTES, WireError, pack, plain
+from inscan.callbacks.wire import MAX_DOCUMENT_BYTES, WireError, pack
 
 __all__ = ["PROBE", "ZMQSource", "serialize"]
 
@@ -50,7 +51,7 @@ def serialize(doc: Mapping[str, Any]) -> bytes:
     try:
         return pack(doc)
     except WireError:
-        return pack(plain(doc))
+        return pack(legible(doc))
 
 
 class ZMQSource:

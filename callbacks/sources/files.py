@@ -14,10 +14,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from inscan.callbacks.legible import legible
 from inscan.callbacks.routes import Routes
 from inscan.callbacks.sources.file_formats import Problems, read_documents
 from inscan.callbacks.sources.interface import Document, Sink, SourceError, StoredRun
-from inscan.callbacks.wire import Buffer, WireError, pack_parts, plain
+from inscan.callbacks.wire import Buffer, WireError, pack_parts
 
 __all__ = ["FileSource", "stored_runs", "write_documents"]
 
@@ -150,7 +151,7 @@ def _as_json(value: Any) -> Any:
         return dict(value)
     if isinstance(value, set | frozenset):
         return sorted(value, key=str)
-    other = plain(value)
+    other = legible(value)
     return other.tolist() if isinstance(other, np.ndarray) else str(other)
 
 
@@ -159,7 +160,7 @@ def _write_msgpack(out: BinaryIO, name: str, doc: Mapping[str, Any]) -> None:
     try:
         parts = pack_parts((name, doc))
     except WireError:
-        parts = pack_parts((name, plain(doc)))
+        parts = pack_parts((name, legible(doc)))
     out.write(b"\xc6" + struct.pack(">I", sum(len(part) for part in parts)))
     for part in parts:
         out.write(part)

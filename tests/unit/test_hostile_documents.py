@@ -18,12 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from inscan.callbacks.assembly import NotUnderstood, open_assembler
 from inscan.callbacks.geometry import GeometryError, ScanGeometry
+from inscan.callbacks.legible import legible as carried
 from inscan.callbacks.profile import load_profile
 from inscan.callbacks.readings import moment, reading, readings
 from inscan.callbacks.routes import Routes
 from inscan.callbacks.run_meta import plain
 from inscan.callbacks.updates import Notes
-from inscan.callbacks.wire import plain as carried
 from inscan.service.journal import Journal
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from inscan.callbacks import wire
+from inscan.callbacks.legible import legible
 from inscan.callbacks.wire import (
     MAX_HEADER_BYTES,
     PROTOCOL,
@@ -25,7 +26,6 @@ from inscan.callbacks.wire import (
     in_version_of,
     pack,
     pack_parts,
-    plain,
     unpack,
 )
 
@@ -143,16 +143,16 @@ def test_what_is_not_plain_is_refused_by_name(value):
     with pytest.raises(WireError):
         pack({"x": value})
     # The document log records something legible in its place.
-    legible = unpack(pack(plain({"x": value, "y": 1})))
-    assert legible["y"] == 1 and "x" in legible
+    found = unpack(pack(legible({"x": value, "y": 1})))
+    assert found["y"] == 1 and "x" in found
 
 
 def test_plain_keeps_what_is_fine_and_survives_a_cycle():
     loop: dict = {"a": np.arange(3)}
     loop["self"] = loop
-    back = unpack(pack(plain(loop)))
+    back = unpack(pack(legible(loop)))
     assert back["a"].tolist() == [0, 1, 2]
-    assert plain({"k": {(1, 2): np.array([None, "x"], dtype=object)}}) == {
+    assert legible({"k": {(1, 2): np.array([None, "x"], dtype=object)}}) == {
         "k": {"(1, 2)": [None, "x"]}
     }
 
