@@ -129,6 +129,7 @@ class Faults:
             self.rig.go(45.0 * self.scale)
             line.retarget(self.rig.targets[name])
             line.cut()
+            relay.stop()
             return sum(relay.done.values())
 
         return act
