@@ -50,8 +50,7 @@ def until(condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> 
 
 def free_port() -> int:
     """A port that nobody listens on, outside the range from which the kernel gives them out."""
-    for _ in range(1000):
-        port = random.randrange(20_000, 32_000)  # another torture may be looking at this moment
+    for port in random.sample(range(20_000, 32_000), 1000):
         with socket.socket() as one:
             try:
                 one.bind(("127.0.0.1", port))
@@ -143,7 +142,7 @@ class Rig:
         self.starts += 1
         return self.process
 
-    def start(self, deadline_s: float = 120.0) -> None:
+    def start(self, deadline_s: float = 300.0) -> None:
         """Start the service and wait until it says that it is ready."""
         self.launch()
         until(self.ready, "the service is ready", deadline_s)

@@ -18,6 +18,7 @@ from torture_setup import PHASES, Kill, Setup, Victim
 
 _MOST_OPEN = 8
 _AIM_S = 2.0
+_RESULT_S = 10.0
 _DRAIN_S = 200.0
 _REFERENCES = 2
 
@@ -217,10 +218,14 @@ class Trial:
             self._until(self._whole, "everything is back")
         # One in some kills meets a service that is just starting.
         self._pause(rng.uniform(0.0, self.setup.gap_s))
+        if rng.random() < 0.6:
+            before = len(self._committed())
+            self._soon(lambda: len(self._committed()) > before, _RESULT_S)
         aim = rng.choice((*PHASES, ""))
-        deadline = time.monotonic() + _AIM_S
-        while aim and not self.rig.phases().get(aim) and time.monotonic() < deadline:
-            self.turn()
+        if aim:
+            self._soon(lambda: self.rig.phases().get(aim), _AIM_S)
+        if victim == "worker" and rng.random() < 0.7:
+            self._soon(self._busy, _AIM_S)
         one = Kill(time.time(), victim, self.rig.phases())
         if victim == "worker":
             pids = [self._worker()]
@@ -246,13 +251,21 @@ class Trial:
 
     def _worker(self) -> int:
         """One that is at work, mostly; else the oldest, which is not just starting."""
-        pids = [child.pid for child in self.rig.family() if child.kind == "worker"]
-        pids += self.rig.outside()
-        names = [row[0] for row in self.rig.rows("SELECT worker FROM jobs WHERE state = 'leased'")]
-        busy = [pid for pid in pids if any(f"-{pid}-" in name for name in names)]
-        if busy and self._rng.random() < 0.7:
+        busy = self._busy()
+        if busy and self._rng.random() < 0.8:
             return self._rng.choice(busy)
-        return min(pids, key=begun, default=0)
+        return min(self._workers(), key=begun, default=0)
+
+    def _workers(self) -> list[int]:
+        own = [child.pid for child in self.rig.family() if child.kind == "worker"]
+        return [*own, *self.rig.outside()]
+
+    def _busy(self) -> list[int]:
+        """Workers that hold a job."""
+        names = [row[0] for row in self.rig.rows("SELECT worker FROM jobs WHERE state = 'leased'")]
+        if not names:
+            return []
+        return [pid for pid in self._workers() if any(f"-{pid}-" in name for name in names)]
 
     def _tiled_pid(self) -> int | None:
         if self.own_tiled is not None:
@@ -280,6 +293,12 @@ class Trial:
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
+            self.turn()
+
+    def _soon(self, condition: Callable[[], Any], seconds: float) -> None:
+        """Go on for so long at most, until a condition holds."""
+        end = time.monotonic() + seconds
+        while not condition() and time.monotonic() < end:
             self.turn()
 
     def _until(self, condition: Any, what: str, deadline_s: float = 300.0) -> None:
