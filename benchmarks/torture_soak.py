@@ -28,6 +28,7 @@ _BATCH = 100
 _SCANS = 2  # of each batch, by a real RunEngine
 _ENDS = ("success",) * 17 + ("abort", "fail", "none")
 _BATCH_S = 600.0
+_LOOKS = 4  # at least, for a slope
 _FLAT = 20e3  # bytes for each run: more is growth, whatever the interval says
 
 
@@ -86,20 +87,22 @@ def look(rig: Rig, host: Host) -> dict[str, float]:
     return found
 
 
-def line(runs: np.ndarray, values: np.ndarray) -> dict[str, float]:
-    """Slope of the second half of the looks, with the interval that holds it with 95 %."""
-    x, y = (part[len(part) // 2 :].astype(float) for part in (runs, values))
-    if len(x) < 4:
-        return {"per_run": 0.0, "low": 0.0, "high": 0.0}
+def line(runs: np.ndarray, values: np.ndarray) -> dict[str, float] | None:
+    """Slope of the second half of the looks, with the interval that holds it with 95 %; None where they are too few."""
+    half = len(runs) // 2
+    if len(runs) - half < _LOOKS:
+        return None
+    x, y = runs[half:].astype(float), values[half:].astype(float)
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
     rest = y - y.mean() - slope * centred
     error = float(np.sqrt(rest @ rest / (len(x) - 2) / (centred @ centred)))
     wide = 2.2 * error  # Student's for a dozen looks
     return {
-        "per_run": round(slope, 3),
-        "low": round(slope - wide, 3),
-        "high": round(slope + wide, 3),
+        name: round(v, 3)
+        for name, v in zip(
+            ("per_run", "low", "high"), (slope, slope - wide, slope + wide), strict=True
+        )
     }
 
 
@@ -194,10 +197,10 @@ def _row(
         for name in looks[-1]
         if name != "runs"
     }
-    memory = {name: fit for name, fit in slopes.items() if name.endswith("rss")}
+    memory = {name: fit for name, fit in slopes.items() if name.endswith("rss") and fit is not None}
     growing = [name for name, fit in memory.items() if fit["low"] > 0 and fit["per_run"] > _FLAT]
     words = ", ".join(f"{name[:-4]} {fit['per_run'] / 1e3:+.1f} kB" for name, fit in memory.items())
-    remarks = f"memory for each run, second half: {words}"
+    remarks = f"memory for each run, second half: {words or 'too few runs to tell'}"
     if growing:
         remarks += f"; GROWS: {', '.join(growing)}"
     if lost:
@@ -208,7 +211,11 @@ def _row(
         "runs_per_second": {mode: round(float(np.median(p)), 2) for mode, p in paces.items() if p},
         "looks": len(looks),
         "problems": list(ends.problems)[:5],
-        "flat": not growing,
+        "flat": bool(memory) and not growing,
+        "memory": [
+            {name: round(v / 2**20, 1) for name, v in one.items() if name.endswith("rss")}
+            for one in looks
+        ],
     }
     return FaultRow(
         fault="soak: thousands of runs",
