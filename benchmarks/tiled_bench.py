@@ -107,7 +107,7 @@ class Bench:
 
     def __enter__(self) -> "Bench":
         try:
-            self.rig.start()
+            self.rig.start(600.0)
             self.host = Host(self.rig, "play")
         except BaseException:
             self.__exit__(None, None, None)
