@@ -204,7 +204,9 @@ class Service:
             sources=self._source_table,
             queue=self._queue,
             approval=self._approval(),
-            sockets=self._sockets,
+            sockets=lambda: [
+                one.router.state() for one in (self._ingest, self._broker, self._spool_server)
+            ],
         )
         self._ingest = Ingest(
             settings.ingest,
@@ -227,11 +229,6 @@ class Service:
         keyring = Keyring(self._settings.state_dir / "keys")
         own = keyring.local("local-approver", "approver", keyring.folder / "approve.pass")
         return Approval(keyring.approver, own)
-
-    def _sockets(self) -> list[dict[str, Any]]:
-        """What `inscan status` says of each listening socket."""
-        routers = (self._ingest.router, self._broker.router, self._spool_server.router)
-        return [router.state() for router in routers]
 
     def _stop_ingest(self) -> None:
         if self._ingest_open:
