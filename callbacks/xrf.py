@@ -9,7 +9,7 @@ import numpy as np
 
 from inscan.callbacks.geometry import GeometryError, ScanGeometry
 from inscan.callbacks.profile import BeamlineProfile
-from inscan.callbacks.readings import moment
+from inscan.callbacks.readings import MOST, moment
 from inscan.callbacks.run_meta import number_at, run_meta
 from inscan.callbacks.units import scale
 from inscan.callbacks.updates import Allocate, Notes, NotUnderstood, Update
@@ -325,6 +325,9 @@ class XRFMap:
         self._passed = [0] * (len(self._groups) + 1)
         self._check_size(layout)
         live = self._meta()["dwell"]
+        if live is not None and not 0 < live < MOST:
+            self._notes.add(f"a dwell of {live:g} s is none: not used")
+            live = None
         if "live_time" not in {c.role for c in layout.columns.values()} and live is None:
             self._notes.add(
                 "neither live time nor dwell are known: one pixel is one unit of exposure"
