@@ -31,8 +31,6 @@ __all__ = ["Announce", "Prepare", "Propose", "Target", "Writer", "WriterStatus"]
 
 _IN_A_ROW = 3
 """So many different results that Tiled fails to take, one after the other, are Tiled's trouble and not theirs."""
-_MOST_TRIES = 12
-"""Tries of one result that Tiled fails to take while it takes others; some twenty minutes."""
 _PATIENCE = 10
 """The pauses of a single result grow so much longer than those of the writer."""
 _log = logging.getLogger(__name__)
@@ -60,6 +58,10 @@ class Writer:
         Where weights that were fitted to a run are kept; None to keep them in its result file alone.
     first_pause_s, longest_pause_s : float
         Pauses while Tiled does not take what we have.
+    timeout_s : float
+        Longest time for Tiled to answer one request.
+    most_tries : int
+        Of a result that Tiled fails to take while it takes others, before it is given up: some twenty minutes.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Writer:
         first_pause_s: float = 0.5,
         longest_pause_s: float = 30.0,
         timeout_s: float = 20.0,
+        most_tries: int = 12,
     ) -> None:
         self._journal = journal
         self._target = target
@@ -86,6 +89,7 @@ class Writer:
         self._first_pause_s = first_pause_s
         self._longest_pause_s = longest_pause_s
         self._timeout_s = timeout_s
+        self._most_tries = most_tries
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._tiled: TiledHTTP | None = None
@@ -207,7 +211,7 @@ class Writer:
             raise error
         tries = self._patience.failed(key, f"{key[:12]}: {error}")
         _log.warning("job %s is put off after %d tries: %s", key[:12], tries, error)
-        if tries < _MOST_TRIES or not self._patience.others_went(key):
+        if tries < self._most_tries or not self._patience.others_went(key):
             return
         failures = [one for one in self._to_record if one["key"] == key]
         if failures:
