@@ -52,7 +52,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, until: Callable[..., Any])
         running = serve.Server(folder / "state", rescan="approve")
         running.state.mkdir(mode=0o700)
         try:
-            running.start(lambda condition, what, seconds: until(condition, seconds))
+            running.start(lambda condition, what, seconds: until(condition, 110.0))
             scan = serve.Scan()
             with connect(running.addresses["ingest"], state_dir=folder / "host") as connection:
                 for name, doc in scan.documents:
