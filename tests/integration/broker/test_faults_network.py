@@ -65,7 +65,7 @@ def test_no_kind_of_message_of_a_worker_is_needed_twice(rig, relay):
     between = relay(rig.address, *kinds)
     rig.address = between.address
     rig.worker("double")
-    for n in range(6):
+    for n in range(5):
         key = rig.submit(f"run-{n}", seed=n)
         rig.reaches(key, "computed")
         assert right(rig, key, f"run-{n}")
@@ -78,9 +78,8 @@ def test_a_cancellation_and_a_failure_that_are_lost_are_told_again(rig_in, relay
     between = relay(rig.address, "CANCEL", "FAIL")
     rig.address = between.address
     rig.worker("wait")
-    for n in range(2):
-        assert rig.reaches(rig.submit(f"run-{n}"), "failed")["code"] == "too_slow"
-        wait_until(lambda: rig.broker.status()["workers"][0]["state"] == "idle", "let go")
+    assert rig.reaches(rig.submit("run-1"), "failed")["code"] == "too_slow"
+    wait_until(lambda: rig.broker.status()["workers"][0]["state"] == "idle", "let go")
     happened = {kind for _, kind, deed in between.done if deed == "drop"}
     assert happened == {"CANCEL", "FAIL"}
 
@@ -88,15 +87,13 @@ def test_a_cancellation_and_a_failure_that_are_lost_are_told_again(rig_in, relay
 def test_a_worker_that_leaves_hands_its_job_back_though_its_goodbye_is_lost(rig_in, relay):
     rig = rig_in(lease_s=30.0)
     between = relay(rig.address, "BYE", "DRAIN", "FAIL")
-    rig.address, straight = between.address, rig.address
+    rig.address = between.address
     leaving = rig.worker("wait", "--grace", "0.2")
     key = rig.submit("run-1")
     rig.begun(leaving)
     leaving.terminate()
     assert leaving.wait(10) == 0
-    rig.address = straight
-    rig.worker("double")
-    assert rig.reaches(key, "computed", 10.0)["lost_on"] == []
+    assert rig.reaches(key, "queued", 5.0)["lost_on"] == []
 
 
 @pytest.fixture
@@ -104,7 +101,7 @@ def large(rig) -> Any:
     """A job with arrays of several chunks each."""
     rng = np.random.default_rng(0)
     run = rig.spool.run("run-1")
-    arrays = {name: rng.random((3, 500, 1117)) for name in ("one", "other")}
+    arrays = {name: rng.random((3, 300, 1117)) for name in ("one", "other")}
     specs = {name: run.store(name, values) for name, values in arrays.items()}
     return rig.job("run-1").model_copy(update={"arrays": specs}), arrays
 
@@ -148,7 +145,7 @@ def test_damaged_chunks_never_enter_an_array(rig, large, monkeypatch, tmp_path):
     job, arrays = large
     proxy = TcpProxy(rig.spool_address)
     try:
-        proxy.line.flip_every = 4e6
+        proxy.line.flip_every = 3e6
         fetched = transfer.fetch(f"tcp://{proxy.address}", job, lambda: None)
         for name, values in arrays.items():
             np.testing.assert_array_equal(fetched[name], values)
@@ -158,12 +155,13 @@ def test_damaged_chunks_never_enter_an_array(rig, large, monkeypatch, tmp_path):
         proxy.stop()
 
 
-def test_a_broker_that_was_frozen_takes_no_worker_for_lost(rig, wait_until):
+def test_a_broker_that_was_frozen_takes_no_worker_for_lost(rig_in, wait_until):
+    rig = rig_in(lease_s=0.6)
     worker = rig.worker("wait")
     key = rig.submit("run-1")
     rig.begun(worker)
     with rig.broker._lock:  # its thread stands still, as if the process were stopped
-        threading.Event().wait(rig.settings.lease_s + 0.5)
+        threading.Event().wait(rig.settings.lease_s + 0.3)
     (rig.state / "go").touch()
     found = rig.reaches(key, "computed")
     assert found["dispatches"] == 1 and found["lost_on"] == []
@@ -195,7 +193,9 @@ def test_losses_of_workers_that_came_back_are_tries_and_end_as_well(rig):
     for n in range(MAX_TRIES):
         assert rig.state_of(key) != "failed"
         now[0] += 100.0
-        job, _ = leases.lease(f"worker-{n}", 60.0)
+        given = leases.lease(f"worker-{n}", 60.0)
+        assert given is not None
+        job, _ = given
         leases.crashed(key, job.fence, "it was not heard of again")
         leases.came_back(f"worker-{n}")
     assert rig.journal.job(key)["code"] == "quarantined"
@@ -204,13 +204,13 @@ def test_losses_of_workers_that_came_back_are_tries_and_end_as_well(rig):
 def test_a_service_that_was_away_longer_than_a_lease_takes_no_worker_for_lost(
     rig_in, tmp_path, wait_until
 ):
-    first = rig_in(lease_s=1.0)
+    first = rig_in(lease_s=0.6)
     worker = first.worker("wait")
     key = first.submit("run-1")
     first.begun(worker)
     first.stop()
-    threading.Event().wait(1.2)
-    second = rig_in(broker=first.address, lease_s=1.0)
+    threading.Event().wait(0.8)
+    second = rig_in(broker=first.address, lease_s=0.6)
     wait_until(lambda: second.broker.status()["workers"], "the worker says hello again")
     (tmp_path / "go").touch()
     found = second.reaches(key, "computed")
