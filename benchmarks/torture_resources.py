@@ -3,7 +3,7 @@
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fault_row
@@ -15,23 +15,21 @@ from rich.console import Console
 Scenario = Callable[[Path, int], FaultRow]
 
 
-def run(seed: int, only: str) -> list[FaultRow]:
+def run(seed: int, only: str) -> Iterator[FaultRow]:
     """Do everything; one row each."""
     said = Console(stderr=True)
-    rows: list[FaultRow] = []
     for name, scenario in _SCENARIOS.items():
         if only and only not in name:
             continue
         with tempfile.TemporaryDirectory(prefix="inscan-resources-") as folder:
             row = scenario(Path(folder), seed)
-        rows.append(row)
         said.print(
             f"{time.strftime('%H:%M:%S')} {row.fault}: {row.runs} runs, {row.results} results,"
             f" {row.failures} failures, {row.lost} lost, {row.duplicated} twice, {row.seconds:g} s"
         )
         for problem in row.figures.get("problems", []):
             said.print(f"  {problem}", style="red", markup=False)
-    return rows
+        yield row
 
 
 _SCENARIOS: dict[str, Scenario] = {

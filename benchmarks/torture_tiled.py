@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +41,22 @@ _REQUESTS = 7
 Scenario = Callable[..., FaultRow]
 
 
-def run(seed: int, jobs: int, cases: int, only: str) -> list[FaultRow]:
+def run(seed: int, jobs: int, cases: int, only: str) -> Iterator[FaultRow]:
     """Do everything; one row each."""
     said = Console(stderr=True)
-    rows: list[FaultRow] = []
     for name, scenario in _SCENARIOS.items():
         if only and only not in name:
             continue
         with tempfile.TemporaryDirectory(prefix="inscan-tiled-") as folder:
             more = {"cases": cases} if scenario is every_request else {}
             row = scenario(Path(folder), seed, jobs, **more)
-        rows.append(row)
         said.print(
             f"{time.strftime('%H:%M:%S')} {row.fault}: {row.runs} runs, {row.results} results,"
             f" {row.failures} failures, {row.lost} lost, {row.duplicated} twice, {row.seconds:g} s"
         )
         for problem in row.figures.get("problems", []):
             said.print(f"  {problem}", style="red", markup=False)
-    return rows
+        yield row
 
 
 def _row(
