@@ -85,7 +85,8 @@ _TABLE_NAMES = (
 _SIZE_OF_LOG = 64 << 20
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
 """What Python's sqlite3 raises for a damaged file: also for its own message, where that quotes what is no text."""
-_NOT_A_JOURNAL = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# The last for statements of ours that fail on what they find: as they stand they are right.
+_NOT_A_JOURNAL = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 class JournalError(OSError):

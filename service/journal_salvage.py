@@ -269,6 +269,7 @@ def _job(row: Row) -> Row | None:
     if not _is_key(key) or state not in JOB_STATES or not _is_list(row.get("crashes")):
         return None
     assert isinstance(key, str)
+    row = _plain(row)
     try:
         request = json.loads(row["job"])
         if not (row.get("thin") and request.get("lost")):
@@ -284,6 +285,7 @@ def _job(row: Row) -> Row | None:
                     "key": key,
                     "job": job.model_copy(update={"key": key}).model_dump_json(),
                 }
+            row = {**row, "run_uid": job.run_uid}
         if row.get("result") is not None:
             if InferenceResult.model_validate_json(row["result"]).key != key:
                 raise ValueError("another job's")
@@ -297,6 +299,20 @@ def _job(row: Row) -> Row | None:
         return {**row, **end, "result": None, "reason": row.get("reason") or end["reason"]}
     # It follows from the key, whatever became of its letters.
     return {**row, "result_uid": derived_uid(key)} if state == "committed" else row
+
+
+def _plain(row: Row) -> Row:
+    """With a number where a number belongs, and a text where a text does: a bit makes one of the other, or nothing."""
+    made = dict(row)
+    for names, kinds, otherwise in (
+        (("synced", "fence", "failures", "thin", "recorded"), int, 0),
+        (("lease_until", "not_before", "created", "updated", "since"), int | float, 0.0),
+        (("worker", "boot_id", "code", "reason", "run_uid"), str, ""),
+    ):
+        for name in names:
+            if name in made and not isinstance(made[name], kinds):
+                made[name] = otherwise
+    return made
 
 
 def _is_list(text: object) -> bool:

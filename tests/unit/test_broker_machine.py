@@ -36,7 +36,7 @@ from inscan.service.messages import (
 )
 from inscan.service.settings import Settings
 
-EXAMPLES = int(os.environ.get("INSCAN_LONG", "0")) or 25
+EXAMPLES = int(os.environ.get("INSCAN_LONG", "0")) or 18
 """Histories that are tried; `INSCAN_LONG=5000` for an hour of them."""
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 HOST = "this host"

@@ -600,7 +600,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = hypothesis_settings(
-    max_examples=50, stateful_step_count=40, deadline=None
+    max_examples=25, stateful_step_count=40, deadline=None
 )
 TestAnyOrder = AnyOrder.TestCase
 

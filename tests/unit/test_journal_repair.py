@@ -18,7 +18,7 @@ from inscan.service.journal_repair import FENCE_STEP, copy_path, damaged_files, 
 from inscan.service.messages import ArraySpec, InferenceJob, InferenceResult, derived_uid, job_key
 
 JOBS = 30
-EXAMPLES = int(os.environ.get("INSCAN_LONG", "0")) or 5
+EXAMPLES = int(os.environ.get("INSCAN_LONG", "0")) or 3
 """Files that are damaged; `INSCAN_LONG=500` for many more of them."""
 PAGE = 4096
 
