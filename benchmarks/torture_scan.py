@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -159,13 +159,12 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def run(seed: int, pairs: int, only: str) -> list[FaultRow]:
-    """All faults, or those whose name holds `only`."""
+def run(seed: int, pairs: int, only: str) -> Iterator[FaultRow]:
+    """All faults, or those whose name holds `only`, one by one."""
     folder = Path(tempfile.mkdtemp(prefix="inscan-scan-"))
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[-1]})  # and whatever is started from here
     order = random.Random(seed)
-    rows = []
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         host = Host(folder, cores[0])
@@ -185,12 +184,11 @@ def run(seed: int, pairs: int, only: str) -> list[FaultRow]:
                 print(f"{fault.name}: not possible here ({fault.needs})", file=sys.stderr)
                 continue
             try:
-                rows.append(_row(fault, host, warm, pairs, order))
+                row = _row(fault, host, warm, pairs, order)
             except subprocess.CalledProcessError as error:
                 print(f"{fault.name}: not possible here: {error}", file=sys.stderr)
                 continue
-            print(f"{fault.name}: {rows[-1].remarks}", file=sys.stderr, flush=True)
-    return rows
+            yield row
 
 
 def _row(fault: Fault, host: Host, usual: Stage, pairs: int, order: random.Random) -> FaultRow:
