@@ -22,6 +22,7 @@ def check(monkeypatch) -> Any:
     return importlib.import_module("torture_check")
 
 
+@pytest.mark.timeout(300)
 def test_five_kills_lose_nothing_and_double_nothing(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "torture_kills.py"), "--kills", "5", "--seed", "7"]
     places = ["--out", str(tmp_path), "--folder", str(tmp_path)]
