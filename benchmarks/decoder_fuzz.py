@@ -203,6 +203,7 @@ def in_children(
         child = os.fork()
         if child == 0:
             try:
+                logging.disable(logging.CRITICAL)
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
                 answer.write_text(json.dumps(fuzz(decoder, seed, seconds, own)))

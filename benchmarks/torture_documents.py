@@ -23,9 +23,8 @@ _VARIANTS = 1
 """Times that each fault of the table is tried on each shape of run."""
 
 
-def run(seed: int, minutes: float, service: int) -> Sequence[FaultRow]:
+def run(seed: int, minutes: float, service: int) -> Iterator[FaultRow]:
     """Half of the time for runs spoiled at random, half for decoders; the table and the service come first."""
-    rows: list[FaultRow] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         runs = take_runs(folder / "runs")
@@ -38,10 +37,7 @@ def run(seed: int, minutes: float, service: int) -> Sequence[FaultRow]:
             lambda: _decoders(folder, seed, 30 * minutes),
         )
         for part in parts:
-            for row in part():
-                rows.append(row)
-                print(f"{row.fault}: {row.remarks}", file=sys.stderr, flush=True)
-    return rows
+            yield from part()
 
 
 def _row(
