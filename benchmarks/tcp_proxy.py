@@ -76,12 +76,12 @@ class TcpProxy:
     def __init__(
         self, target: str, line: Line | None = None, *, seed: int = 1, host: str = "127.0.0.1"
     ) -> None:
-        host, _, port = target.rpartition("://")[2].rstrip("/").rpartition(":")
-        self.line = line or Line()
         self._host = host
+        there, _, port = target.rpartition("://")[2].rstrip("/").rpartition(":")
+        self.line = line or Line()
         self.counts: Counter[str] = Counter()
         self.address = ""
-        self._target = (host, int(port))
+        self._target = (there, int(port))
         self._random = random.Random(seed)
         self._ends: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
