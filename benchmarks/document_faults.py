@@ -199,8 +199,9 @@ NAMES: tuple[Fault, ...] = (
     ),
     Fault(
         "metadata nested 10 000 deep",
-        "its text is kept instead, from where it is deeper than 64",
+        "what is deeper than a few levels is named by its type alone; passed by where its profile needs it",
         start_with(sample=nested(10_000)),
+        ends=("result", "passed_by"),
     ),
     Fault(
         "metadata of a megabyte",
