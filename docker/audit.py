@@ -19,7 +19,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 PINNED = HERE.parent / "constraints.txt"
 REVIEWED = HERE / "audit-reviewed.yaml"
-_TIMEOUT_S = 300
+_TIMEOUT_S = 60
 
 
 def judge(answer: Any, reviewed: dict[str, Any], today: datetime.date) -> tuple[bool, list[str]]:
