@@ -176,6 +176,7 @@ def _from_raw(seed: int) -> FaultRow:
                 "sources": [{"kind": "tiled", "uri": server.uri, "api_key": key}],
             }
             rig = Rig(Path(folder), settings)
+            found = twice = 0
             try:
                 for _ in range(3):
                     rig.start()

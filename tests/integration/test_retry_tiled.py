@@ -102,7 +102,7 @@ class Desk:
         return digest
 
     def reaches(self, key: str, state: str) -> None:
-        self.until(lambda: self.journal.job(key)["state"] == state)
+        self.until(lambda: (self.journal.job(key) or {}).get("state") == state)
 
 
 @pytest.fixture

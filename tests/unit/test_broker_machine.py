@@ -77,8 +77,10 @@ class AnyHistory(RuleBasedStateMachine):
         for path in (self.settings.results_dir, self.settings.live_dir):
             path.mkdir()
         clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.date)
-        self.patches = [mock.patch.object(one, "time", clock) for one in (dispatch, roster)]
-        self.patches.append(mock.patch.object(dispatch, "host_id", lambda: HOST))
+        self.patches: list[Any] = [
+            *(mock.patch.object(one, "time", clock) for one in (dispatch, roster)),
+            mock.patch.object(dispatch, "host_id", lambda: HOST),
+        ]
         for patch in self.patches:
             patch.start()
         self.boot = 0

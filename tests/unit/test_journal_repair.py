@@ -208,7 +208,7 @@ def test_of_a_lost_row_the_indexes_know_how_it_ended(tmp_path, whole):
     bare = [one for one in journal.jobs() if one["recipe"] == "?"]
     assert bare and "only their end is known" in journal.health()["warning"]
     assert journal.request(bare[0]["key"]) is None
-    assert journal.outcome("run-10")["status"] == "done"
+    assert (journal.outcome("run-10") or {}).get("status") == "done"
     accounted_for(journal, ends)
     journal.close()
 
