@@ -143,7 +143,7 @@ class Trial:
                 self._service_due = None
         if self._feeding:
             self._feed()
-        threading.Event().wait(0.02)
+        threading.Event().wait(0.04)
 
     def _add_workers(self) -> None:
         wanted = self.setup.workers
