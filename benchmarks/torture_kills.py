@@ -33,7 +33,7 @@ TRIALS: tuple[tuple[float, str, str, Setup], ...] = (
     (
         0.215,
         "kill -9 of a beamline host",
-        "two processes that play documents at full speed; their logs are left to the next process",
+        "three processes that play documents at full speed; their logs are left to the next process",
         Setup(("host",), gap_s=0.8, plays=3),
     ),
     (
