@@ -1,7 +1,7 @@
 # What a bare machine needs: GNU make and Python 3.11 or newer with its venv module. Everything else goes into .venv.
 #
 #   make demo    the main job: simulated beamline, service, worker, Tiled, rescan, report
-#   make test    the tests
+#   make test    the tests; `make test-all` those as well that take long (marked slow)
 #   make lint    ruff, pyright, import contracts
 #   make bench   the figures of docs/benchmarks.md, measured on this machine
 #   make torture               every fault of docs/reliability.md, many times (an hour or two)
@@ -17,11 +17,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?= --numprocesses 2 --dist loadfile
+QUICK ?= -m "not slow"
 SEEDS ?= 10
 # Ten inclusions a map are few: intervals of regions need more maps, and a map takes a second.
 REGION_SEEDS ?= 20
 
-.PHONY: setup demo test lint bench torture evaluate measured clean
+.PHONY: setup demo test test-all lint bench torture evaluate measured clean
 
 setup: $(VENV)/.installed
 
@@ -36,14 +37,17 @@ demo: setup
 	$(BIN)/inscan demo $(DEMO_ARGS)
 
 # One thread for each process: two that share two cores spin for each other, and take twice the time.
-test: export OMP_NUM_THREADS ?= 1
+test test-all: export OMP_NUM_THREADS ?= 1
 test: setup
+	$(BIN)/python -m pytest $(TEST_ARGS) $(QUICK)
+
+test-all: setup
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --threads 2
 	$(BIN)/lint-imports
 
 bench: setup

@@ -36,7 +36,7 @@ def _part(folder: Path, part: str) -> str:
     words, figures = folder / f"{part}.md", folder / f"{part}.json"
     pieces = [words.read_text(encoding="utf-8").strip()] if words.exists() else []
     if not figures.exists():
-        return "\n\n".join([*pieces, f"Not run: there is no `docs/reliability/{part}.json`."])
+        return "\n\n".join([*pieces, "Not run to the end yet: no figures are kept."])
     head, rows = fault_row.read(figures)
     options = ", ".join(f"{name} {value}" for name, value in head["options"].items() if value != "")
     on = head["machine"]

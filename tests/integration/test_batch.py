@@ -25,7 +25,7 @@ from inscan.service.tiled_http import PROCESSED, RAW, TiledHTTP
 from inscan.service.tiled_server import EmbeddedTiled
 
 # Minutes on a machine that is busy with other tests.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 RUNS, BROKEN = 6, 1
 Until = Callable[..., Any]

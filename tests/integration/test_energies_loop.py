@@ -20,7 +20,7 @@ from inscan.service.replay_service import OwnService
 from inscan.service.result_file import read_result
 
 # The first test to run waits for the service.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 SURVEY = [float(energy) for energy in ni_energies_ev(12)]
 SAMPLE = battery_xanes(3, size=48)

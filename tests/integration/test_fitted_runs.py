@@ -33,7 +33,7 @@ from inscan.service.spool import load
 from inscan.service.tiled_http import TiledHTTP
 
 # The first test to run waits for the service and its fine-tuning.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 Until = Callable[..., Any]
 ANY = "tcp://127.0.0.1:0"
 STEPS = 10

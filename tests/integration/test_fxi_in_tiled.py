@@ -61,6 +61,7 @@ def write(runs: Any, documents: list[Any]) -> Any:
     return runs[documents[0][1]["uid"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_run_read_back_is_the_run_that_was_taken(
     runs: Any, folder: Path, plan: FXIPlan, caplog: pytest.LogCaptureFixture

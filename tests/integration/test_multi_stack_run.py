@@ -27,7 +27,7 @@ from inscan.service.show import TiledAccess, show
 from inscan.service.tiled_http import PROCESSED, TiledHTTP
 from inscan.service.tiled_server import EmbeddedTiled
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 KEV = [8.30 + 0.01 * n for n in range(8)]
 SIZE = (14, 18)
 

@@ -98,6 +98,7 @@ def test_an_energy_stack_with_its_dark_and_flat(
     np.testing.assert_allclose(raw[uid]["primary"]["mono_energy"].read(), [8.3, 8.34, 8.4])
 
 
+@pytest.mark.slow
 def test_documents_wait_while_tiled_is_away_and_over_a_restart(
     tmp_path: Path, until: Until
 ) -> None:

@@ -22,6 +22,8 @@ from inscan.profiles.stored_microscope import stored_microscope
 from inscan.service.rehearsal import RehearsalError, RehearsalOptions, rehearse
 from inscan.service.rehearsal_map import MapRehearsal
 
+pytestmark = pytest.mark.slow
+
 SIZE, DWELL = 24, 0.125
 
 

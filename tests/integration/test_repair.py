@@ -98,7 +98,7 @@ class Server:
     def final(self, uid: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Meta and arrays of a run's final."""
         folder = self.state / "spool" / uid
-        meta = json.loads(next(folder.glob("*.json")).read_text())
+        meta = json.loads(next(folder.glob("meta*.json")).read_text())
         return meta, {path.stem: np.load(path) for path in folder.glob("*.npy")}
 
     @property

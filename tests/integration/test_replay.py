@@ -221,6 +221,7 @@ def test_regions_of_a_replay_are_shown_and_refused(live: Live) -> None:
     assert [one["state"] for one in real] == ["suggested"], "those of the run itself stay"
 
 
+@pytest.mark.slow
 def test_faults_are_done_told_and_repeated(live: Live) -> None:
     asked = ["--fault", "dropped=0.2", "--fault", "dead_lines=2", "--fault", "reordered"]
     asked += ["--seed", 3, "--speed", "max", "--state", live.state]
@@ -251,6 +252,7 @@ def test_an_aborted_replay_has_a_result_of_what_there_was(live: Live) -> None:
     assert derived is not None and derived["metadata"]["start"]["complete"] is False
 
 
+@pytest.mark.slow
 def test_a_service_is_started_for_a_replay_and_ends_with_it(live: Live, tmp_path: Path) -> None:
     both = tmp_path / "runs.jsonl"
     runs = [find_run(live.uids[kind], state=live.state) for kind in ("txm", "step")]

@@ -380,6 +380,7 @@ def test_results_and_known_runs_are_left_alone(
     assert (one.source.counts["known"], one.source.counts["derived"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_runs_written_while_tiled_was_lost_are_found(
     tmp_path: Path, follow: Any, until: Any
 ) -> None:
@@ -404,6 +405,7 @@ def test_runs_written_while_tiled_was_lost_are_found(
         one.thread.join(30)
 
 
+@pytest.mark.slow
 def test_the_live_stream_of_a_catalog_says_when_to_look(
     tmp_path: Path, follow: Any, until: Any
 ) -> None:

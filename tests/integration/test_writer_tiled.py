@@ -426,6 +426,7 @@ def test_a_wrong_digest_leaves_no_terminal_record(
     assert "stop" not in node["metadata"]
 
 
+@pytest.mark.slow
 def test_the_writer_waits_for_tiled_and_recovers(
     tmp_path: Path,
     journal: Journal,
@@ -487,6 +488,7 @@ def test_a_disk_in_trouble_holds_up_the_writer_and_no_longer(
     assert journal.status()["jobs"] == {"committed": 1}
 
 
+@pytest.mark.slow
 def test_a_killed_tiled_comes_back_with_everything(tmp_path: Path, until: Until) -> None:
     before = set(psutil.Process().children())
     with EmbeddedTiled(tmp_path) as server:

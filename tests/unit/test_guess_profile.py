@@ -178,7 +178,7 @@ def test_refused_files_are_what_is_said_of_a_run_without_a_pixel(tmp_path: Path)
     profile = load_profile("srx")
     found = explain(summarise(documents), lambda: documents, profile, in_memory)
     assert found.outcome == "not understood"
-    assert found.reason == "the run ended (success) without a measured pixel"
+    assert found.reason.startswith("the run ended (success) without a measured pixel; ")
     assert found.remedies[0].startswith(f"data_roots: the detector files are in {tmp_path}, ")
     opened = explain(summarise(documents), lambda: documents, profile, in_memory, (tmp_path,))
     assert opened.outcome == "understood" and not opened.remedies

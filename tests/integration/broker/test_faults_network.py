@@ -204,13 +204,14 @@ def test_losses_of_workers_that_came_back_are_tries_and_end_as_well(rig):
 def test_a_service_that_was_away_longer_than_a_lease_takes_no_worker_for_lost(
     rig_in, tmp_path, wait_until
 ):
-    first = rig_in(lease_s=0.6)
+    lease_s = 3.0  # a worker dials again within two seconds
+    first = rig_in(lease_s=lease_s)
     worker = first.worker("wait")
     key = first.submit("run-1")
     first.begun(worker)
     first.stop()
-    threading.Event().wait(0.8)
-    second = rig_in(broker=first.address, lease_s=0.6)
+    threading.Event().wait(lease_s + 0.2)
+    second = rig_in(broker=first.address, lease_s=lease_s)
     wait_until(lambda: second.broker.status()["workers"], "the worker says hello again")
     (tmp_path / "go").touch()
     found = second.reaches(key, "computed")

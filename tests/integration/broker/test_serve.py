@@ -348,6 +348,7 @@ def test_what_is_in_the_way_is_said_in_one_line(server_in, tmp_path):
     assert "cannot be used" in server_in().refused()
 
 
+@pytest.mark.slow
 def test_a_killed_service_comes_back_and_each_run_has_one_result(
     server_in, linked, wait_until, lives
 ):

@@ -110,6 +110,7 @@ def ask(demo, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_service_on_the_same_folder_knows_it_all(demo, service, tmp_path):
     runs = demo.answer["runs"]
     jobs = json.loads(ask(demo, "jobs", "--json").stdout)

@@ -14,12 +14,13 @@ INTERRUPTED = 130
 @pytest.fixture
 def assert_gone(until, related, lives):
     def check(family, out):
-        until(lambda: not any(lives(process.pid) for process in family), 10)
+        until(lambda: not any(lives(process.pid) for process in family), 40)
         until(lambda: not related(out), 10)
 
     return check
 
 
+@pytest.mark.slow
 def test_while_the_service_starts(start, maps, until, assert_gone, tmp_path):
     demo = start(tmp_path / "out", "--sample", str(maps))
     until(lambda: (demo.out / "state" / "lock").exists(), 60)
@@ -67,6 +68,7 @@ def test_in_the_middle_of_the_survey(start, maps, until, assert_gone, tmp_path):
     assert 8 <= rows.sum() < 20 and not measured[~rows].any()
 
 
+@pytest.mark.slow
 def test_during_a_fine_scan(start, maps, until, assert_gone, tmp_path):
     demo = start(tmp_path / "out", "--sample", str(maps), INSCAN_SIM_TIME_SCALE="0.15")
     until(lambda: "Region 2-" in demo.stderr, 90)
@@ -91,6 +93,7 @@ def test_during_a_fine_scan(start, maps, until, assert_gone, tmp_path):
     assert survey["result_uid"] in page
 
 
+@pytest.mark.slow
 def test_killed_outright_its_children_die_with_it(start, maps, until, tmp_path, assert_gone):
     demo = start(tmp_path / "out", "--sample", str(maps))
 

@@ -162,6 +162,7 @@ def _at_work(microscope: Any) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_service_that_is_killed_in_between_makes_one_all_the_same(
     microscope: Any, measured: Any, restarted: Any
 ) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from inscan.callbacks.plans import coarse_to_fine, measure_proposal
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def last(microscope: Any) -> Iterator[Any]:

@@ -251,6 +251,7 @@ def test_an_autostart_of_the_managers_is_its_own_affair(opened, proposals):
         opened.person.queue_autostart(False)
 
 
+@pytest.mark.slow
 def test_a_manager_and_a_redis_that_die_lose_nothing(opened, proposals):
     opened.tell("hold")
     first, second = proposals.approve("first"), proposals.approve("second")

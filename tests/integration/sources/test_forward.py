@@ -222,7 +222,7 @@ def test_the_table_of_sources_is_bounded_and_forgets_the_gone(monkeypatch):
         ({"kind": "0mq", "address": "tcp://127.0.0.1:1", "bind": True, "probe": "a:1"}, "no proxy"),
         ({"kind": "kafka", "servers": "a:1", "topics": []}, "at least 1"),
         ({"kind": "tiled", "uri": "127.0.0.1:8000"}, "no address of a Tiled"),
-        ({"kind": "tiled", "uri": "http://x?api_key=secret"}, "`api_key`"),
+        ({"kind": "tiled", "uri": "http://x?api_key=secret"}, "api_key_file"),
     ],
 )
 def test_a_source_that_cannot_work_is_refused_with_its_settings(tmp_path, source, says):
