@@ -4,6 +4,8 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,31 +137,46 @@ def _sweep_up(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def read_result(path: Path) -> StoredResult:
-    """Read a result file whole.
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Open a result file to be read in a `with`, once what could hang HDF5 has been looked for.
 
     Raises
     ------
-    ResultFileError
-        When the file is not HDF5 or not of this format.
     FileNotFoundError
         When there is none.
+    ResultFileError
+        When it is no result file, or damaged, also where that is noticed within the `with`.
+    OSError
+        When the disk fails.
     """
     if not path.exists():
         raise FileNotFoundError(f"no result file {path}")
     try:
         check_heaps(path)
         with h5py.File(path, "r") as file:
-            found = str(file.attrs["inscan_format"])
-            if found != str(FORMAT):
-                raise ResultFileError(f"{path}: result format {found}, this version reads {FORMAT}")
-            group = member(file, DATA)
-            arrays = [_read_array(name, group) for name in json.loads(str(group.attrs["order"]))]
-            report, regions, meta = (_json(file, name) for name in ("report", "regions", "meta"))
+            yield file
     except DAMAGED as error:
         if blames_machine(error) or isinstance(error, ResultFileError):
             raise
         raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
+
+
+def read_result(path: Path) -> StoredResult:
+    """Read a result file whole.
+
+    Raises
+    ------
+    FileNotFoundError, ResultFileError, OSError
+        As `opened`; also for a file of another format.
+    """
+    with opened(path) as file:
+        found = str(file.attrs["inscan_format"])
+        if found != str(FORMAT):
+            raise ResultFileError(f"{path}: result format {found}, this version reads {FORMAT}")
+        group = member(file, DATA)
+        arrays = [_read_array(name, group) for name in json.loads(str(group.attrs["order"]))]
+        report, regions, meta = (_json(file, name) for name in ("report", "regions", "meta"))
     return StoredResult(Processed(arrays, report, regions), meta)
 
 

@@ -10,9 +10,8 @@ import h5py
 import numpy as np
 
 from inscan.service.digest import BLOCK, Content, digest_contents
-from inscan.service.disk import blames_machine
-from inscan.service.plain_hdf5 import array_in, check_heaps, member
-from inscan.service.result_file import DAMAGED, DATA, ResultFileError
+from inscan.service.plain_hdf5 import array_in, member
+from inscan.service.result_file import DATA, ResultFileError, opened
 
 
 @dataclass(frozen=True)
@@ -54,22 +53,11 @@ def describe(path: Path) -> list[StoredArray]:
 
     Raises
     ------
-    FileNotFoundError
-        When there is no such file.
-    ResultFileError
-        When it is no result file, or damaged.
+    FileNotFoundError, ResultFileError, OSError
+        As `inscan.service.result_file.opened`.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"no result file {path}")
-    try:
-        check_heaps(path)
-        with h5py.File(path, "r") as file:
-            group = _group(file)
-            return [_describe(name, group) for name in json.loads(str(group.attrs["order"]))]
-    except DAMAGED as error:
-        if blames_machine(error) or isinstance(error, ResultFileError):
-            raise
-        raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
+    with opened(path) as file:
+        return _arrays(file)
 
 
 def digest_of(path: Path) -> str:
@@ -79,26 +67,22 @@ def digest_of(path: Path) -> str:
 
     Raises
     ------
-    FileNotFoundError, ResultFileError
+    FileNotFoundError, ResultFileError, OSError
         As `describe`.
-    OSError
-        When the disk fails.
     """
-    stored = describe(path)
-    try:
-        check_heaps(path)
-        with h5py.File(path, "r") as file, path.open("rb", buffering=0) as raw:
-            return digest_contents(
-                {
-                    array.name: Content(array.dtype, array.shape, array.nbytes, blocks)
-                    for array in stored
-                    for blocks in (_blocks(raw, file, array),)
-                }
-            )
-    except DAMAGED as error:
-        if blames_machine(error) or isinstance(error, ResultFileError):
-            raise
-        raise ResultFileError(f"{path} is no result file of inscan, or damaged: {error}") from error
+    with opened(path) as file, path.open("rb", buffering=0) as raw:
+        return digest_contents(
+            {
+                array.name: Content(array.dtype, array.shape, array.nbytes, blocks)
+                for array in _arrays(file)
+                for blocks in (_blocks(raw, file, array),)
+            }
+        )
+
+
+def _arrays(file: h5py.File) -> list[StoredArray]:
+    group = _group(file)
+    return [_describe(name, group) for name in json.loads(str(group.attrs["order"]))]
 
 
 def _group(file: h5py.File) -> h5py.Group:
