@@ -202,12 +202,7 @@ class Leases:
             ).fetchone()
             if row is None:
                 return False
-            failures = row[0] + 1
-            c.execute("UPDATE jobs SET failures = ? WHERE key = ?", (failures, key))
-            if failures >= MAX_FAILURES:
-                end_job(c, key, code, f"gave up after {failures} tries; the last: {reason}")
-            else:
-                self._requeue(c, key, failures, code, reason)
+            self._again_or_end(c, key, row[0] + 1, code, reason)
         return True
 
     def lost_result(self, key: str, code: str, reason: str) -> bool:
@@ -218,12 +213,8 @@ class Leases:
             ).fetchone()
             if row is None:
                 return False
-            failures = row[0] + 1
-            c.execute("UPDATE jobs SET failures = ?, result = NULL WHERE key = ?", (failures, key))
-            if failures >= MAX_FAILURES:
-                end_job(c, key, code, f"gave up after {failures} tries; the last: {reason}")
-            else:
-                self._requeue(c, key, failures, code, reason)
+            c.execute("UPDATE jobs SET result = NULL WHERE key = ?", (key,))
+            self._again_or_end(c, key, row[0] + 1, code, reason)
         return True
 
     def postpone(self, key: str, fence: int, code: str, reason: str) -> bool:
@@ -244,6 +235,15 @@ class Leases:
                 "SELECT 1 FROM jobs WHERE key = ? AND fence = ? AND state = 'leased'", (key, fence)
             ).fetchone()
             return held is not None and end_job(c, key, code, reason)
+
+    def _again_or_end(
+        self, c: sqlite3.Connection, key: str, failures: int, code: str, reason: str
+    ) -> None:
+        c.execute("UPDATE jobs SET failures = ? WHERE key = ?", (failures, key))
+        if failures >= MAX_FAILURES:
+            end_job(c, key, code, f"gave up after {failures} tries; the last: {reason}")
+        else:
+            self._requeue(c, key, failures, code, reason)
 
     def _requeue(self, c: sqlite3.Connection, key: str, count: int, code: str, reason: str) -> None:
         # Jitter keeps jobs that failed together from coming back together.
