@@ -113,8 +113,16 @@ def _checked(path: Path, found: Any) -> Pass:
     return Pass(**found)
 
 
-def read_private(path: Path, most: int = _MAX_BYTES) -> bytes:
+def read_private(path: Path, most: int = _MAX_BYTES, *, others: int = 0o077) -> bytes:
     """Content of a file that nobody but its owner may read.
+
+    Parameters
+    ----------
+    path : Path
+    most : int
+        Bytes.
+    others : int
+        Permissions that nobody else may have: bits of the file's mode.
 
     Raises
     ------
@@ -130,7 +138,7 @@ def read_private(path: Path, most: int = _MAX_BYTES) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise PassError(f"{path} is no plain file")
-        if status.st_mode & 0o077:
+        if status.st_mode & others:
             raise PassError(
                 f"{path} can be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o}): "
                 f"run `chmod 600 {path}`; if they may have read it, revoke that key and make a new one"

@@ -1,10 +1,10 @@
 """Keys of other programs, Tiled's above all: from a file or the environment, and never handed on."""
 
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from inscan.callbacks.pass_file import read_private
 
 __all__ = ["NOT_FOR_WORKERS", "plain_uri", "read_key", "with_key"]
 
@@ -23,6 +23,7 @@ NOT_FOR_WORKERS = frozenset(
 """Environment variables that a process which only computes does not get."""
 
 _MOST_BYTES = 4096
+_MOST_READ = 1 << 16
 _CONTAINER_SECRETS = Path("/run/secrets")
 
 
@@ -56,23 +57,8 @@ def read_key(path: Path) -> str:
     ValueError
         When it cannot be read, others may read it, or it holds no key.
     """
-    try:
-        # What is a pipe would be waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ValueError(f"key file {path} cannot be read: {error.strerror}") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"key file {path} is no plain file")
-        if status.st_mode & 0o027 and not _of_this_container(path):
-            raise ValueError(
-                f"key file {path} can be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o}): run "
-                f"`chmod 600 {path}`, and revoke the key if they may have read it"
-            )
-        content = os.read(descriptor, _MOST_BYTES + 1)
-    finally:
-        os.close(descriptor)
+    closed = 0 if _of_this_container(path) else 0o027
+    content = read_private(path, _MOST_READ, others=closed)
     try:
         key = content.decode("ascii").strip()
     except UnicodeDecodeError:
